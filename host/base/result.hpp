@@ -9,6 +9,7 @@
 #include <spdlog/fmt/fmt.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <expected>
 #include <string>
 #include <utility>
@@ -17,7 +18,11 @@ namespace sluice {
 
 struct Error {
   std::string message;
-  int code = EINVAL;  // errno value: what crosses the plugin boundary, negated
+  int code = EINVAL;                    // errno value: what crosses the plugin boundary, negated
+  std::uint32_t rule_index = kNoIndex;  // the rule at fault, where the call took rules
+  std::uint32_t item_index = kNoIndex;  // the layer at fault, where the call took several
+
+  static constexpr std::uint32_t kNoIndex = UINT32_MAX;
 };
 
 template <typename T>
@@ -26,13 +31,14 @@ using Status = Result<void>;
 
 template <typename... Args>
 [[nodiscard]] std::unexpected<Error> fail(fmt::format_string<Args...> format, Args&&... args) {
-  return std::unexpected(Error{fmt::format(format, std::forward<Args>(args)...)});
+  return std::unexpected(Error{.message = fmt::format(format, std::forward<Args>(args)...)});
 }
 
 template <typename... Args>
 [[nodiscard]] std::unexpected<Error> fail_with(int code, fmt::format_string<Args...> format,
                                                Args&&... args) {
-  return std::unexpected(Error{fmt::format(format, std::forward<Args>(args)...), code});
+  return std::unexpected(
+      Error{.message = fmt::format(format, std::forward<Args>(args)...), .code = code});
 }
 
 }  // namespace sluice

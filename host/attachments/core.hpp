@@ -1,0 +1,102 @@
+// What plugins can ask of the core, and what the core tells plugins. The plugin host (host/plugins)
+// turns the C ABI into these calls; AttachmentManager implements Core over a DataPlane. Both sides
+// meet on the core loop's thread only: the plugin host posts a strand's call to the loop and waits
+// for the result.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "base/ids.hpp"
+#include "base/result.hpp"
+#include "dataplane/data_plane.hpp"
+#include "policy/model.hpp"
+
+namespace sluice {
+
+using Labels = std::map<std::string, std::string>;
+using Target = std::variant<InterfaceTarget, CgroupTarget>;
+
+struct AttachmentInfo {
+  AttachmentId id;
+  std::uint64_t incarnation = 0;
+  Generation generation;
+  Mode mode = Mode::block_all;
+  Target target;
+  Labels labels;
+  std::string discovered_by;  // instance name
+  std::string state;  // "filtering"; "adopted": found at start, not yet claimed by a discovery
+};
+
+struct Applied {
+  Generation generation;
+  std::array<std::uint64_t, 2> digest{};
+};
+
+struct LayerChange {
+  AttachmentId attachment;
+  Layer layer;
+};
+
+struct Denial {
+  AttachmentId attachment;  // none: a guard's denial
+  sluice_event event{};
+  std::string reason;
+  std::string rule;  // the explicit rule that explains it, empty when there is none
+};
+
+// [core loop] Implemented by the plugin host, which queues to the named instance's strand.
+class PluginEvents {
+ public:
+  virtual ~PluginEvents() = default;
+  virtual void attachment_added(const std::string& instance, const AttachmentInfo& info) = 0;
+  virtual void attachment_changed(const std::string& instance, const AttachmentInfo& info) = 0;
+  virtual void attachment_removed(const std::string& instance, const AttachmentInfo& info,
+                                  const std::string& reason) = 0;
+  virtual void domain_rules(const std::string& instance, AttachmentId id,
+                            const std::vector<Rule>& rules) = 0;
+  virtual void denials(std::span<const Denial> denials) = 0;  // to every observer
+};
+
+// [core loop] `instance` is the calling plugin's instance name throughout: a source can only change
+// its own layer, a discovery only its own attachments. A call that fails changes nothing.
+class Core {
+ public:
+  virtual ~Core() = default;
+
+  virtual Result<AttachmentId> attach(const std::string& instance, const Target& target,
+                                      const Labels& labels) = 0;
+  virtual Status detach(const std::string& instance, AttachmentId id,
+                        const std::string& reason) = 0;
+  virtual Status relabel(const std::string& instance, AttachmentId id, const Labels& labels) = 0;
+  virtual Status listed(const std::string& instance) = 0;
+
+  virtual Result<Applied> replace_layer(const std::string& instance, AttachmentId id,
+                                        Layer layer) = 0;
+  virtual Result<Applied> update_layer(const std::string& instance, AttachmentId id,
+                                       Generation base, std::vector<Rule> add,
+                                       std::vector<Rule> remove) = 0;
+  virtual Result<Applied> withdraw_layer(const std::string& instance, AttachmentId id) = 0;
+  virtual Status replace_layers(const std::string& instance, std::vector<LayerChange> changes) = 0;
+
+  // `rule` indexes the vector that domain_rules() last gave this resolver for the attachment.
+  virtual Status learn(const std::string& instance, AttachmentId id,
+                       std::span<const std::array<std::uint8_t, 16>> addresses,
+                       std::uint64_t ttl_ns, std::uint64_t grace_ns, std::uint32_t rule) = 0;
+  virtual Status revoke(const std::string& instance, AttachmentId id,
+                        std::span<const std::array<std::uint8_t, 16>> addresses) = 0;
+
+  virtual Result<Counters> counters(AttachmentId id) = 0;
+  virtual std::vector<AttachmentInfo> list() = 0;
+  // All attachments that name `instance` among their sources: what a (re)started or resyncing
+  // source must be told of.
+  virtual std::vector<AttachmentInfo> attachments_of(const std::string& instance) = 0;
+};
+
+}  // namespace sluice
