@@ -112,24 +112,26 @@ enum sluice_leaf {
   SLUICE_LEAF_ALLOW = 1, /* explicit allow, all protocols and ports, no expiry */
   SLUICE_LEAF_DENY = 2,
   SLUICE_LEAF_FLOOR = 3, /* denied by the floor */
+  SLUICE_LEAF_BROKEN = 4, /* never stored: the walk's answer to an image that contradicts itself; drop */
   SLUICE_LEAF_DECISION = 16,
 };
 
 #define SLUICE_NO_TRIE 0xffffffffu
-#define SLUICE_DIRECT_NODE 0x80000000u /* direct table entry: a node index, else a leaf */
-#define SLUICE_STRIDE 6                /* bits per poptrie level; 22 levels cover 128 bits */
+#define SLUICE_IS_ELEMENT 0x80000000u /* a reference: an element (node or skip) index, else a leaf */
+#define SLUICE_STRIDE 6               /* bits that a node decides */
+#define SLUICE_MAX_STEPS 22           /* each step takes 6 bits or more of at most 128 */
 #define SLUICE_MAX_CHAIN \
   64 /* decisions walked for one packet; the compiler refuses longer chains */
 
 /* One trie: the most significant bit of the address is bit 0. IPv4 uses 32 bits, not the mapped
  * form. */
 struct sluice_trie {
-  __u32 root; /* element index of the root node, or SLUICE_NO_TRIE: `leaf` answers for every address
-               */
+  __u32 root; /* element index of the first node or skip, or SLUICE_NO_TRIE: `leaf` answers for
+                 every address. Unused with a direct table. */
   __u32 leaf; /* meaningful with SLUICE_NO_TRIE */
-  __u32 direct; /* element index of a table of 2^direct_bits leaves-or-nodes that stands for the
-                   first levels */
-  __u32 direct_bits; /* 0: no table, start at the root */
+  __u32 direct; /* first element of a table of 2^direct_bits references (reference i: element
+                   direct + i / 8, lane i % 8) that stands for the first levels */
+  __u32 direct_bits; /* 0: no table, start at the root; else at least 6 */
 };
 
 /* One element of map `policies`. Immutable once a word refers to it. Element indexes are relative
@@ -146,21 +148,39 @@ struct sluice_policy {
 };
 
 /*
- * A poptrie node (Asai and Ohara, SIGCOMM 2015). Bit i of `vector`: slot i has a child node, the
- * popcount(vector & ((2ull << i) - 1)) - 1st of those at `children`. Else slot i is a leaf: the
- * popcount(leafvec & ((2ull << i) - 1)) - 1st leaf; equal neighbours share one, leafvec marks where
- * a new run begins (bits under `vector` are skipped). The first two leaves are in the node itself;
- * when there are more, ALL leaves are at leaf index `leaves` (element = leaves / 8, lane = leaves %
- * 8) and `inline_leaves` is unused.
+ * A poptrie node (Asai and Ohara, SIGCOMM 2015) over the next 6 bits. Bit i of `vector`: slot i has
+ * a child, element `children` + popcount(vector & ((1 << i) - 1)). Else slot i is a leaf: equal
+ * neighbours form a run, `leafvec` marks the first slot of each (slots with a child are passed
+ * over), and r = popcount(leafvec & ((2 << i) - 1)) - 1 is the run of slot i.
+ *
+ * A node with at most two different leaves needs no leaf array, since its runs alternate: run r has
+ * inline_leaves[r % 2]. This is nearly every node of a list without ports, saves a cache line per
+ * lookup and up to half of the memory. Otherwise run r is leaf index `leaves` + r (element
+ * index / 8, lane index % 8).
  */
 struct sluice_node {
   __u64 vector;
   __u64 leafvec;
-  __u32 children; /* element index of the first child */
-  __u32 leaves;   /* leaf index of the first leaf, or SLUICE_LEAVES_INLINE */
+  __u32 children; /* element index of the first child; SLUICE_IS_SKIP is not set */
+  __u32 leaves;   /* leaf index of the first run, or SLUICE_LEAVES_INLINE */
   __u32 inline_leaves[2];
 };
 #define SLUICE_LEAVES_INLINE 0xffffffffu
+
+/*
+ * Path compression: stands where a node could, for a stretch in which only one continuation
+ * matters. When the next `bits` (6..128) bits of the address equal the key, go on with `target`
+ * behind them, else the answer is `otherwise`. Turns the 22 steps of a lone /128 into one.
+ */
+struct sluice_skip {
+  __u64 key_high;  /* left-aligned: the next address bit is compared with bit 63 */
+  __u64 key_low;   /* bits behind those */
+  __u32 bits;      /* SLUICE_IS_SKIP | number of bits; shares its place with sluice_node.children */
+  __u32 target;    /* SLUICE_IS_ELEMENT | element index, or a leaf */
+  __u32 otherwise; /* a leaf */
+  __u32 reserved;
+};
+#define SLUICE_IS_SKIP 0x80000000u
 
 /*
  * A decision: does this rule speak for the packet, and what does it say; if it does not (another
@@ -184,6 +204,7 @@ struct sluice_decision {
 /* One element of `heap` and of each blob: 32 bytes. */
 union sluice_element {
   struct sluice_node node;
+  struct sluice_skip skip;
   struct sluice_decision decision;
   __u32 leaf[8];
 };

@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The explicit rules of a policy, asked: longest match in the poptrie, then the decision chain of the leaf. One source
+ * for the BPF programs and for user space (C11 and C++20), where the compiler's tests and fuzzers drive it.
+ *
+ *   __u32 leaf = sluice_trie_lookup(policy, &policy->ip4, address, 32);
+ *   if (leaf >= SLUICE_LEAF_DECISION)
+ *     leaf = sluice_judge_chain(policy, leaf, protocol, port, SLUICE_PACKET_PORTS);
+ *
+ * The includer has defined:
+ *   const union sluice_element *sluice_element_at(const struct sluice_policy *policy, __u32 index)
+ *     the element, `index` relative to the policy; null when there is none
+ *   __u64 sluice_now(void)
+ *     CLOCK_BOOTTIME in nanoseconds; asked at most once per chain, and only when a decision of it expires
+ *
+ * Both functions are bounded, hold no state, and answer SLUICE_LEAF_BROKEN (drop) where an image contradicts itself.
+ */
+#pragma once
+
+#include "layout.h"
+
+#ifndef __always_inline
+#define __always_inline inline __attribute__((always_inline))
+#endif
+
+#define SLUICE_PACKET_PORTS (1u << 0) /* `port` is the packet's destination port */
+/* Its ports are in another packet. Like every packet without SLUICE_PACKET_PORTS, it matches a deny with ports (it
+ * cannot be shown not to) and never an allow with ports. */
+#define SLUICE_PACKET_LATER_FRAGMENT (1u << 1)
+
+/* The BPF instruction set has no popcnt. */
+static __always_inline __u32 sluice_popcount(__u64 bits) {
+  bits -= (bits >> 1) & 0x5555555555555555ull;
+  bits = (bits & 0x3333333333333333ull) + ((bits >> 2) & 0x3333333333333333ull);
+  bits = (bits + (bits >> 4)) & 0x0f0f0f0f0f0f0f0full;
+  return (__u32)((bits * 0x0101010101010101ull) >> 56);
+}
+
+static __always_inline __u32 sluice_load_be32(const __u8 *address) {
+#ifdef __bpf__
+  /* Two halves: the verifier refuses a misaligned load from the stack, and the IPv4 address inside a 6to4 address is
+   * aligned to 2. */
+  const __u16 *halves = (const __u16 *)address;
+  return (__u32)__builtin_bswap16(halves[0]) << 16 | __builtin_bswap16(halves[1]);
+#else
+  return (__u32)address[0] << 24 | (__u32)address[1] << 16 | (__u32)address[2] << 8 | address[3];
+#endif
+}
+
+/*
+ * The leaf of the longest prefix that covers `address` (network order, aligned to 2; 4 bytes with bits = 32, 16 with
+ * bits = 128; `bits` is a constant): SLUICE_LEAF_NONE, _ALLOW, _DENY, _FLOOR, _BROKEN, or a chain to judge.
+ */
+static __always_inline __u32 sluice_trie_lookup(const struct sluice_policy *policy, const struct sluice_trie *trie,
+                                                const __u8 *address, int bits) {
+  const union sluice_element *element;
+  __u64 high, low = 0; /* the address bits not yet decided, left-aligned */
+  __u32 index;
+
+  high = (__u64)sluice_load_be32(address) << 32;
+  if (bits == 128) {
+    high |= sluice_load_be32(address + 4);
+    low = (__u64)sluice_load_be32(address + 8) << 32 | sluice_load_be32(address + 12);
+  }
+
+  if (trie->direct_bits) {
+    __u32 shift = trie->direct_bits & 31;
+    __u32 slot = (__u32)(high >> (64 - shift)), reference;
+    element = sluice_element_at(policy, trie->direct + slot / 8);
+    if (!element) return SLUICE_LEAF_BROKEN;
+    reference = element->leaf[slot & 7];
+    if (!(reference & SLUICE_IS_ELEMENT)) return reference;
+    index = reference & ~SLUICE_IS_ELEMENT;
+    high <<= shift;
+    if (bits == 128) {
+      high |= low >> (64 - shift);
+      low <<= shift;
+    }
+  } else {
+    if (trie->root == SLUICE_NO_TRIE) return trie->leaf;
+    index = trie->root;
+  }
+
+  for (int step = 0; step < (bits == 128 ? SLUICE_MAX_STEPS : 6); step++) {
+    element = sluice_element_at(policy, index);
+    if (!element) return SLUICE_LEAF_BROKEN;
+    if (element->node.children & SLUICE_IS_SKIP) {
+      __u32 skipped = element->skip.bits & ~SLUICE_IS_SKIP;
+      __u64 difference = high ^ element->skip.key_high;
+      if (skipped >= 64) {
+        __u64 tail = low ^ element->skip.key_low;
+        if (difference) return element->skip.otherwise;
+        skipped -= 64;
+        high = low;
+        low = 0;
+        if (skipped && tail >> ((64 - skipped) & 63)) return element->skip.otherwise;
+      } else if (difference >> ((64 - skipped) & 63)) {
+        return element->skip.otherwise;
+      }
+      if (!(element->skip.target & SLUICE_IS_ELEMENT)) return element->skip.target;
+      index = element->skip.target & ~SLUICE_IS_ELEMENT;
+      if (skipped) {
+        high <<= skipped & 63;
+        if (bits == 128) {
+          high |= low >> ((64 - skipped) & 63);
+          low <<= skipped & 63;
+        }
+      }
+    } else {
+      __u32 slot = (__u32)(high >> (64 - SLUICE_STRIDE));
+      if (!(element->node.vector >> slot & 1)) {
+        __u32 run = sluice_popcount(element->node.leafvec << (63 - slot)) - 1;
+        if (element->node.leaves == SLUICE_LEAVES_INLINE) return element->node.inline_leaves[run & 1];
+        run += element->node.leaves;
+        element = sluice_element_at(policy, run / 8);
+        if (!element) return SLUICE_LEAF_BROKEN;
+        return element->leaf[run & 7];
+      }
+      index = element->node.children + sluice_popcount(element->node.vector << (63 - slot)) - 1;
+      high <<= SLUICE_STRIDE;
+      if (bits == 128) {
+        high |= low >> (64 - SLUICE_STRIDE);
+        low <<= SLUICE_STRIDE;
+      }
+    }
+  }
+  return SLUICE_LEAF_BROKEN;
+}
+
+/*
+ * What the chain at `leaf` (SLUICE_LEAF_DECISION or above) says of a packet: SLUICE_LEAF_NONE when no rule of it
+ * speaks, _ALLOW, _DENY, _FLOOR or _BROKEN. `protocol` is the IP protocol, `port` the destination port in host order,
+ * read only with SLUICE_PACKET_PORTS.
+ */
+static __always_inline __u32 sluice_judge_chain(const struct sluice_policy *policy, __u32 leaf, __u32 protocol,
+                                                __u32 port, __u32 packet_flags) {
+  __u64 now = 0;
+  for (int step = 0; step < SLUICE_MAX_CHAIN; step++) {
+    const union sluice_element *element;
+    int speaks;
+    if (leaf < SLUICE_LEAF_DECISION) return leaf;
+    element = sluice_element_at(policy, leaf - SLUICE_LEAF_DECISION);
+    if (!element) return SLUICE_LEAF_BROKEN;
+    speaks = element->decision.any_protocol != 0;
+    if (!speaks && element->decision.protocol == protocol) {
+      __u32 spans = element->decision.spans;
+      if (spans == 0) {
+        speaks = 1;
+      } else if (!(packet_flags & SLUICE_PACKET_PORTS)) {
+        speaks = element->decision.verdict != SLUICE_LEAF_ALLOW;
+      } else {
+        for (__u32 i = 0; i < SLUICE_DECISION_SPANS; i++) {
+          if (i < spans && port >= element->decision.span[i].first && port <= element->decision.span[i].last)
+            speaks = 1;
+        }
+      }
+    }
+    if (speaks && element->decision.expires) {
+      if (!now) now = sluice_now();
+      if (now >= element->decision.expires) speaks = 0;
+    }
+    if (speaks) return element->decision.verdict;
+    leaf = element->decision.next;
+  }
+  if (leaf < SLUICE_LEAF_DECISION) return leaf;
+  return SLUICE_LEAF_BROKEN;
+}
