@@ -188,7 +188,7 @@ struct sluice_skip {
  * longest first, deny before allow.
  */
 struct sluice_port_span {
-  __u16 first, last; /* host order, inclusive */
+  __u16 first, last; /* host order, inclusive; an unused span is {1, 0}, which contains no port */
 };
 #define SLUICE_DECISION_SPANS 4
 struct sluice_decision {
