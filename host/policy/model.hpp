@@ -41,6 +41,8 @@ struct Prefix {
   [[nodiscard]] static Result<Prefix> parse(std::string_view text);
   [[nodiscard]] std::string text() const;
   [[nodiscard]] bool covers(const Prefix& other) const;
+  // What parse() guarantees, for a prefix that came another way (the plugin boundary).
+  [[nodiscard]] Status check() const;
 };
 
 // Part of one IP protocol. "tcp/443", "udp/8000-8100", "tcp" (all ports), "icmp", "icmpv6",
@@ -53,7 +55,12 @@ struct PortRange {
   auto operator<=>(const PortRange&) const = default;
   [[nodiscard]] static Result<PortRange> parse(std::string_view text);
   [[nodiscard]] std::string text() const;
+  // What parse() guarantees, for a range that came another way: a protocol whose ports the programs
+  // read, first <= last.
+  [[nodiscard]] Status check() const;
 };
+// TCP, UDP, SCTP, DCCP and UDP-Lite: protocols whose destination port the kernel programs read.
+[[nodiscard]] bool has_ports(std::uint8_t protocol);
 
 struct Rule {
   Action action = Action::deny;
