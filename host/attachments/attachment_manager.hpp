@@ -1,0 +1,184 @@
+// The attachments of this host: which targets are filtered, under which wire, with which layers,
+// and what of that is in the kernel. Implements Core, which is what plugins may ask for.
+//
+// Everything here happens on the core loop's thread. A change is composed first (layers merged,
+// policy compiled), then published, then remembered: what fails on the way changes nothing.
+//
+//   AttachmentManager manager(data_plane, Wiring(config));
+//   manager.set_events(plugin_host);
+//   ... on each turn: data_plane.poll(manager.data_plane_events()); manager.turn();
+//
+// Life of an attachment found pinned at start:
+//
+//   unclaimed --attach()--> held --its sources have spoken--> filtering
+//       |                    '-- kept the kernel's policy until then
+//       '-- nobody claims it and every discovery has listed: detached
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "attachments/core.hpp"
+#include "attachments/learned_table.hpp"
+#include "attachments/policy_cache.hpp"
+#include "attachments/wiring.hpp"
+
+namespace sluice {
+
+struct AttachmentTiming {
+  // How long a claimed attachment keeps the policy it was found with while sources are silent.
+  std::chrono::nanoseconds hold = std::chrono::seconds{5};
+  // How long a running discovery may take to say that it has listed everything.
+  std::chrono::nanoseconds listing = std::chrono::seconds{60};
+  // Policies whose rules expire are compiled anew this long after, many at a time.
+  std::chrono::nanoseconds recompile_delay = std::chrono::seconds{1};
+};
+
+enum class InstanceState : std::uint8_t {
+  starting,  // configured, not running yet
+  running,
+  down,  // failed, waiting for its restart, or quarantined: what it said stays in force
+};
+struct InstanceRoles {
+  bool discovery = false;
+  bool policy_source = false;
+};
+
+class AttachmentManager final : public Core {
+ public:
+  // Takes over what the data plane has adopted; nothing of it changes yet. `plane` outlives this.
+  AttachmentManager(DataPlane& plane, Wiring wiring, AttachmentTiming timing = {},
+                    std::function<BootTime()> clock = boot_now);
+  ~AttachmentManager() override;
+  AttachmentManager(const AttachmentManager&) = delete;
+  AttachmentManager& operator=(const AttachmentManager&) = delete;
+
+  // Whom to tell; before the first attach. Outlives this.
+  void set_events(PluginEvents& events) { events_ = &events; }
+
+  // A configured instance and what has become of it. Every discovery must be known (`starting`)
+  // before started(), so that attachments are not dropped for want of one that is still to list.
+  void instance(const std::string& name, InstanceRoles roles, InstanceState state);
+  // Gone from the configuration. Its attachments wait for another discovery to claim them.
+  void forget_instance(const std::string& name);
+  // All instances have been started once (or failed to): from now unclaimed attachments may go.
+  void started();
+
+  // Another wiring or floor: matches every attachment again and publishes what differs. All or
+  // nothing; the error names the attachment.
+  [[nodiscard]] Status rewire(Wiring wiring);
+  // The same without the deed: would it compile?
+  [[nodiscard]] Status check_rewire(const Wiring& wiring);
+
+  [[nodiscard]] DataPlaneEvents data_plane_events();
+  // After each DataPlane::poll() and at least every DataPlane::poll_interval: targets that went,
+  // denials, deadlines, expiries.
+  void turn();
+
+  // Core
+  Result<AttachmentId> attach(const std::string& instance, const Target& target,
+                              const Labels& labels) override;
+  Status detach(const std::string& instance, AttachmentId id, const std::string& reason) override;
+  Status relabel(const std::string& instance, AttachmentId id, const Labels& labels) override;
+  Status listed(const std::string& instance) override;
+  Result<Applied> replace_layer(const std::string& instance, AttachmentId id, Layer layer) override;
+  Result<Applied> update_layer(const std::string& instance, AttachmentId id, Generation base,
+                               std::vector<Rule> add, std::vector<Rule> remove) override;
+  Result<Applied> withdraw_layer(const std::string& instance, AttachmentId id) override;
+  Status replace_layers(const std::string& instance, std::vector<LayerChange> changes) override;
+  Status learn(const std::string& instance, AttachmentId id,
+               std::span<const std::array<std::uint8_t, 16>> addresses, std::uint64_t ttl_ns,
+               std::uint64_t grace_ns, std::uint32_t rule) override;
+  Status revoke(const std::string& instance, AttachmentId id,
+                std::span<const std::array<std::uint8_t, 16>> addresses) override;
+  Result<Counters> counters(AttachmentId id) override;
+  std::vector<AttachmentInfo> list() override;
+  std::vector<AttachmentInfo> attachments_of(const std::string& instance) override;
+
+  struct Tally {
+    std::size_t attachments = 0, unclaimed = 0, held = 0;
+    std::uint64_t compiles = 0, publishes = 0;
+  };
+  [[nodiscard]] Tally tally() const;
+
+ private:
+  struct Attachment;
+  struct Instance;
+  struct Composed;
+  struct Change;
+
+  [[nodiscard]] Attachment* find(AttachmentId id);
+  [[nodiscard]] Attachment* find_target(const Target& target);
+  [[nodiscard]] bool may_be_known(const Target& target) const;
+  Attachment& insert(const KernelAttachment& kernel);
+  void erase(Attachment& attachment, const std::string& reason);
+
+  [[nodiscard]] Result<AttachmentId> claim(Attachment& attachment, const std::string& instance,
+                                           const Target& target, const Labels& labels);
+  [[nodiscard]] Status owned_by(const Attachment* attachment, const std::string& instance,
+                                AttachmentId id) const;
+  [[nodiscard]] Result<std::size_t> source_index(const Attachment* attachment,
+                                                 const std::string& instance,
+                                                 AttachmentId id) const;
+
+  [[nodiscard]] Result<Composed> compose(const Wiring& wiring, const WirePtr& wire,
+                                         const std::vector<LayerPtr>& layers, BootTime now);
+  [[nodiscard]] std::vector<LayerPtr> carry_over(const Attachment& attachment,
+                                                 const WirePtr& wire) const;
+  [[nodiscard]] bool still_held(const Attachment& attachment, const WirePtr& wire,
+                                const std::vector<LayerPtr>& layers, BootTime now) const;
+  [[nodiscard]] Status transact(const Wiring& wiring, std::vector<Change>& changes);
+  [[nodiscard]] Status publish(Attachment& attachment, const Composed& next, bool narrowing);
+  [[nodiscard]] bool settle_domain_rules(Attachment& attachment, BootTime now);
+  void tell_domain_rules(const Attachment& attachment);
+  [[nodiscard]] std::uint32_t run_of(const std::string& instance) const;
+  void withdraw_addresses(Attachment& attachment, const std::vector<Address>& orphaned,
+                          const std::vector<Address>& narrowed, BootTime now);
+  [[nodiscard]] std::vector<PortRange> ports_of(const Attachment& attachment,
+                                                const Address& address, BootTime now,
+                                                BootTime& active, BootTime& grace) const;
+  [[nodiscard]] Result<Applied> change_layer(const std::string& instance, AttachmentId id,
+                                             std::optional<Layer> layer);
+
+  [[nodiscard]] AttachmentInfo info_of(const Attachment& attachment) const;
+  [[nodiscard]] static Applied applied(const Attachment& attachment);
+  void tell_rewired(const Attachment& attachment, const WirePtr& before, bool domains_changed);
+  void warn_unwired(const Attachment& attachment);
+
+  void on_denial(const sluice_event& event);
+  void flush_denials();
+  void remove_gone();
+  void end_holds(BootTime now);
+  void drop_unclaimed(BootTime now);
+  void expire(BootTime now);
+  void wake_at(BootTime when);
+
+  DataPlane& plane_;
+  PluginEvents* events_ = nullptr;
+  Wiring wiring_;
+  AttachmentTiming timing_;
+  std::function<BootTime()> clock_;
+  PolicyCache cache_;
+  ImagePtr floor_only_;  // kept, so that a new attachment never compiles
+
+  std::unordered_map<std::uint64_t, std::unique_ptr<Attachment>> attachments_;  // by id
+  std::vector<Attachment*> by_slot_;
+  std::unordered_multimap<std::uint64_t, Attachment*> by_target_;  // by ifindex or cgroup id
+  std::map<std::string, Instance, std::less<>> instances_;
+  std::set<std::string, std::less<>> warned_unwired_;  // discoveries
+  std::vector<std::pair<std::uint32_t, std::string>> gone_;
+  std::vector<Denial> denials_;
+  bool started_ = false;
+  std::size_t unclaimed_ = 0, held_ = 0;
+  std::uint64_t publishes_ = 0;
+  BootTime wake_;  // the earliest deadline; never: none
+};
+
+}  // namespace sluice
