@@ -112,23 +112,25 @@ enum sluice_leaf {
   SLUICE_LEAF_ALLOW = 1, /* explicit allow, all protocols and ports, no expiry */
   SLUICE_LEAF_DENY = 2,
   SLUICE_LEAF_FLOOR = 3, /* denied by the floor */
-  SLUICE_LEAF_BROKEN = 4, /* never stored: the walk's answer to an image that contradicts itself; drop */
+  SLUICE_LEAF_BROKEN =
+      4, /* never stored: the walk's answer to an image that contradicts itself; drop */
   SLUICE_LEAF_DECISION = 16,
 };
 
 #define SLUICE_NO_TRIE 0xffffffffu
-#define SLUICE_IS_ELEMENT 0x80000000u /* a reference: an element (node or skip) index, else a leaf */
-#define SLUICE_STRIDE 6               /* bits that a node decides */
-#define SLUICE_MAX_STEPS 22           /* each step takes 6 bits or more of at most 128 */
+#define SLUICE_IS_ELEMENT \
+  0x80000000u               /* a reference: an element (node or skip) index, else a leaf */
+#define SLUICE_STRIDE 6     /* bits that a node decides */
+#define SLUICE_MAX_STEPS 22 /* each step takes 6 bits or more of at most 128 */
 #define SLUICE_MAX_CHAIN \
   64 /* decisions walked for one packet; the compiler refuses longer chains */
 
 /* One trie: the most significant bit of the address is bit 0. IPv4 uses 32 bits, not the mapped
  * form. */
 struct sluice_trie {
-  __u32 root; /* element index of the first node or skip, or SLUICE_NO_TRIE: `leaf` answers for
-                 every address. Unused with a direct table. */
-  __u32 leaf; /* meaningful with SLUICE_NO_TRIE */
+  __u32 root;   /* element index of the first node or skip, or SLUICE_NO_TRIE: `leaf` answers for
+                   every address. Unused with a direct table. */
+  __u32 leaf;   /* meaningful with SLUICE_NO_TRIE */
   __u32 direct; /* first element of a table of 2^direct_bits references (reference i: element
                    direct + i / 8, lane i % 8) that stands for the first levels */
   __u32 direct_bits; /* 0: no table, start at the root; else at least 6 */
@@ -263,8 +265,10 @@ struct sluice_counters {
   __u64 audited_packets; /* would have been denied, passed because of SLUICE_FLAG_AUDIT (also in
                             allowed_*) */
   __u64 events_lost;     /* denials that made no event: bucket empty or ring full */
-  __u64 bucket_refilled;
-  __u64 bucket_tokens;
+  __u32 bucket_tokens;
+  __u32 tells;       /* answers sent in `tell_second`; see tell.h */
+  __u32 tell_second; /* boot time >> 30 */
+  __u32 bucket_second;
 };
 
 /* Why a packet was judged as it was. Each has a host-wide per-CPU counter in map `reasons`. */

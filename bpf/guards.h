@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Closed before discovery: discovery is asynchronous, so a workload may send before it is attached.
+ * These two programs close that moment from the other end.
+ */
+#pragma once
+
+#include "read.h"
+#include "report.h"
+#include "tc_workload.h"
+
+#define SLUICE_CGROUP_LEVELS \
+  12 /* depth of the hierarchy that is searched for attached or guarded cgroups */
+
+static __always_inline void sluice_report_guard(__u32 reason, __u32 length, __u32 ifindex) {
+  __u32 zero = 0;
+  struct sluice_counters* line =
+      bpf_map_lookup_elem(&counters, &zero); /* slot 0 belongs to the guards */
+  sluice_count_reason(reason);
+  if (!line) return;
+  line->denied_packets++;
+  line->denied_bytes += length;
+  if (!sluice_take_token(line, bpf_ktime_get_boot_ns())) {
+    line->events_lost++;
+    return;
+  }
+  struct sluice_denial_context context = {0, reason, 0, length, ifindex};
+  sluice_report_denial(line, 0, 0, &context);
+}
+
+/* Judges a packet met at an uplink by the policy of one attached cgroup. Returns 1 to pass. */
+__noinline int sluice_judge_at_uplink(struct __sk_buff* skb, __u32 index, __u32 is_ethernet) {
+  __u32 net = is_ethernet ? 14 : 0;
+  struct sluice_slot* slot = bpf_map_lookup_elem(&slots, &index);
+  if (!slot || slot->state != SLUICE_SLOT_LIVE) return 0;
+  __u64 word = *(volatile __u64*)&slot->word;
+  struct sluice_facts facts = {};
+  __u32 reason;
+  if (sluice_word_mode(word) == SLUICE_MODE_DISABLED)
+    reason = SLUICE_REASON_ALLOW_DISABLED;
+  else
+    reason = sluice_judge_frame(skb, slot, word, net, &facts);
+  if (sluice_allows(reason)) return 1; /* counted where the socket's own hooks saw it */
+  return sluice_conclude(slot, index, word, &facts, reason, skb->len, skb->ifindex);
+}
+
+/*
+ * At an uplink's egress. What entered by another interface must carry the mark that tc_from sets
+ * after judging it: the mark is lost on a way into the host that nobody filters, and an ifindex
+ * that was given to another tenant proves nothing. What the host itself sends is judged by its
+ * socket's cgroup, so that a packet socket in a filtered cgroup, which no cgroup hook sees, is
+ * caught here.
+ */
+static __always_inline int sluice_guard_uplink(struct __sk_buff* skb, __u32 is_ethernet) {
+  __u32 from = skb->ingress_ifindex, zero = 0;
+  const struct sluice_settings* host = bpf_map_lookup_elem(&settings, &zero);
+  if (!host) return SLUICE_DROP;
+  if (from != 0) {
+    if (host->judged_mark && (skb->mark & host->judged_mark) == host->judged_mark)
+      return SLUICE_NEXT;
+    __u32* trust = bpf_map_lookup_elem(&trusted_interfaces, &from);
+    if (trust && *trust == SLUICE_GUARD_TRUSTED) return SLUICE_NEXT;
+    sluice_report_guard(SLUICE_REASON_DENY_UNJUDGED, skb->len, from);
+    return SLUICE_DROP;
+  }
+  int guarded = 0, attached = 0;
+  for (int level = 1; level <= SLUICE_CGROUP_LEVELS; level++) {
+    __u64 id = bpf_skb_ancestor_cgroup_id(skb, level);
+    if (id == 0) break;
+    __u32* index = bpf_map_lookup_elem(&cgroups, &id);
+    if (index && *index) {
+      attached = 1;
+      if (!sluice_judge_at_uplink(skb, *index, is_ethernet)) return SLUICE_DROP;
+    } else if (guarded == 1) {
+      guarded = 2; /* below a guarded parent */
+    }
+    __u32* guard = bpf_map_lookup_elem(&guarded_cgroups, &id);
+    if (guard && *guard) guarded = 1;
+  }
+  if (guarded == 2 && !attached) {
+    sluice_report_guard(SLUICE_REASON_DENY_UNATTACHED_CGROUP, skb->len, skb->ifindex);
+    return SLUICE_DROP;
+  }
+  return SLUICE_NEXT;
+}
+
+SEC("tc")
+int sluice_uplink_ethernet(struct __sk_buff* skb) {
+  return sluice_guard_uplink(skb, 1);
+}
+SEC("tc")
+int sluice_uplink_raw_ip(struct __sk_buff* skb) {
+  return sluice_guard_uplink(skb, 0);
+}
+
+/* On a parent cgroup: what a child sends that is not attached yet is dropped. TCP tries again, so a
+   workload that is quicker than discovery loses a second, not its connection. */
+SEC("cgroup_skb/egress")
+int sluice_guard_cgroup(struct __sk_buff* skb) {
+  int below = 0;
+  for (int level = 1; level <= SLUICE_CGROUP_LEVELS; level++) {
+    __u64 id = bpf_skb_ancestor_cgroup_id(skb, level);
+    if (id == 0) break;
+    __u32* index = bpf_map_lookup_elem(&cgroups, &id);
+    if (index && *index) return 1;
+    if (below == 1) below = 2;
+    __u32* guard = bpf_map_lookup_elem(&guarded_cgroups, &id);
+    if (guard && *guard && below == 0) below = 1;
+  }
+  if (below != 2) return 1;
+  sluice_report_guard(SLUICE_REASON_DENY_UNATTACHED_CGROUP, skb->len, skb->ifindex);
+  return 0;
+}

@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The BPF side of the decision core: map accessors for policy_walk.h and verdict.h, and the few
+ * kernel types that are read by CO-RE. Included by every program.
+ */
+#pragma once
+
+#include <linux/bpf.h>
+
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "maps.h"
+
+#ifndef __noinline
+#define __noinline __attribute__((noinline))
+#endif
+
+static __always_inline const union sluice_element* sluice_element_at(
+    const struct sluice_policy* policy, __u32 index) {
+  if (policy->blob == 0) {
+    __u32 element = policy->base + index;
+    return bpf_map_lookup_elem(&heap, &element);
+  }
+  __u32 blob = policy->blob;
+  void* inner = bpf_map_lookup_elem(&blobs, &blob);
+  return inner ? bpf_map_lookup_elem(inner, &index) : 0;
+}
+static __always_inline const struct sluice_policy* sluice_policy_at(__u32 index) {
+  return bpf_map_lookup_elem(&policies, &index);
+}
+static __always_inline struct sluice_learned* sluice_learned_at(__u32 scope, const __u8* address) {
+  struct sluice_learned_key key = {.scope = scope};
+  __builtin_memcpy(key.address, address, 16);
+  return bpf_map_lookup_elem(&learned, &key);
+}
+static __always_inline const struct sluice_port_set* sluice_port_set_at(__u32 index) {
+  return bpf_map_lookup_elem(&port_sets, &index);
+}
+static __always_inline struct sluice_flow* sluice_flow_at(const struct sluice_flow_key* key) {
+  return bpf_map_lookup_elem(&flows, key);
+}
+static __always_inline __u64 sluice_now(void) {
+  return bpf_ktime_get_boot_ns();
+}
+static __always_inline __u64 sluice_learned_idle(void) {
+  __u32 zero = 0;
+  const struct sluice_settings* host = bpf_map_lookup_elem(&settings, &zero);
+  return host ? host->learned_idle : 0;
+}
+
+#include "verdict.h"
+
+/*
+ * The verdict as a global function: verified once by itself, for any slot and facts, so that each
+ * program's own verification stays small. Costs one call, about a nanosecond.
+ */
+__noinline int sluice_verdict(struct sluice_slot* slot, struct sluice_facts* facts, __u64 word) {
+  if (!slot || !facts) return SLUICE_REASON_DENY_INTERNAL;
+  return (int)sluice_judge(slot, word, facts);
+}
+
+/* What is read of kernel types; CO-RE relocates the offsets at load. */
+struct ns_common___sluice {
+  unsigned int inum;
+} __attribute__((preserve_access_index));
+struct net___sluice {
+  __u64 net_cookie;
+} __attribute__((preserve_access_index));
+typedef struct {
+  struct net___sluice* net;
+} __attribute__((preserve_access_index)) possible_net_t___sluice;
+struct net_device___sluice {
+  possible_net_t___sluice nd_net;
+} __attribute__((preserve_access_index));
+struct sk_buff___sluice {
+  struct net_device___sluice* dev;
+} __attribute__((preserve_access_index));
+
+/* Kernel 6.2. Without it (set by the daemon) only clsact is used, whose filters do not survive a
+   move between namespaces, so an ifindex cannot be met in the wrong one. */
+extern void* bpf_cast_to_kern_ctx(void* context) __ksym __weak;
+const volatile __u8 sluice_has_kern_ctx = 1;
+
+static __always_inline __u64 sluice_netns_cookie_of(struct __sk_buff* skb) {
+  struct sk_buff___sluice* kernel_skb = bpf_cast_to_kern_ctx(skb);
+  return kernel_skb->dev->nd_net.net->net_cookie;
+}

@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Every map, once. All are pinned by the daemon and shared by every program; sizes marked "set at
+ * load" come from the configuration. None is per attachment.
+ */
+#pragma once
+
+#include <linux/bpf.h>
+
+#include <bpf/bpf_helpers.h>
+
+#include "layout.h"
+
+/* Attachments by slot. The daemon maps it and publishes by storing `word`. */
+struct {
+  __uint(type, BPF_MAP_TYPE_ARRAY);
+  __uint(map_flags, BPF_F_MMAPABLE);
+  __uint(max_entries, 8192); /* set at load */
+  __type(key, __u32);
+  __type(value, struct sluice_slot);
+} slots SEC(".maps");
+
+/* Interfaces of the daemon's own namespace: ifindex to slot. An array, since a hash costs 25 to 35
+ * ns more. */
+struct {
+  __uint(type, BPF_MAP_TYPE_ARRAY);
+  __uint(map_flags, BPF_F_MMAPABLE);
+  __uint(max_entries, SLUICE_DIRECT_IFINDEXES);
+  __type(key, __u32);
+  __type(value, __u32);
+} interfaces SEC(".maps");
+
+/* The others: larger ifindexes, and other namespaces. */
+struct {
+  __uint(type, BPF_MAP_TYPE_HASH);
+  __uint(map_flags, BPF_F_NO_PREALLOC);
+  __uint(max_entries, 65536);
+  __type(key, struct sluice_interface_key);
+  __type(value, __u32);
+} far_interfaces SEC(".maps");
+
+/* Attached cgroups by id, for the guards and for sockets met outside the cgroup's own hooks. */
+struct {
+  __uint(type, BPF_MAP_TYPE_HASH);
+  __uint(map_flags, BPF_F_NO_PREALLOC);
+  __uint(max_entries, 65536);
+  __type(key, __u64);
+  __type(value, __u32);
+} cgroups SEC(".maps");
+
+/* The slot of the cgroup a program runs for: no lookup. Shared by all hooks of one cgroup; survives
+ * link updates. */
+struct {
+  __uint(type, BPF_MAP_TYPE_CGROUP_STORAGE);
+  __type(key, __u64);
+  __type(value, __u64);
+} cgroup_slot SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_ARRAY);
+  __uint(max_entries, 16384); /* set at load */
+  __type(key, __u32);
+  __type(value, struct sluice_policy);
+} policies SEC(".maps");
+
+/* The policy heap: images of ordinary policies. Written through a mapping into free space only. */
+struct {
+  __uint(type, BPF_MAP_TYPE_ARRAY);
+  __uint(map_flags, BPF_F_MMAPABLE);
+  __uint(max_entries, 524288); /* set at load; 32 bytes each */
+  __type(key, __u32);
+  __type(value, union sluice_element);
+} heap SEC(".maps");
+
+/* Images too large for the heap: exact-size arrays. */
+struct sluice_blob {
+  __uint(type, BPF_MAP_TYPE_ARRAY);
+  __uint(map_flags, BPF_F_MMAPABLE | BPF_F_INNER_MAP);
+  __uint(max_entries, 1);
+  __type(key, __u32);
+  __type(value, union sluice_element);
+};
+struct {
+  __uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+  __uint(max_entries, 1024);
+  __type(key, __u32);
+  __array(values, struct sluice_blob);
+} blobs SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_HASH);
+  __uint(map_flags, BPF_F_NO_PREALLOC);
+  __uint(max_entries, 1048576); /* set at load */
+  __type(key, struct sluice_learned_key);
+  __type(value, struct sluice_learned);
+} learned SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_ARRAY);
+  __uint(max_entries, 1024);
+  __type(key, __u32);
+  __type(value, struct sluice_port_set);
+} port_sets SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_LRU_HASH);
+  __uint(max_entries, 65536); /* set at load */
+  __type(key, struct sluice_flow_key);
+  __type(value, struct sluice_flow);
+} flows SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+  __uint(max_entries, 8192); /* set at load: as slots */
+  __type(key, __u32);
+  __type(value, struct sluice_counters);
+} counters SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+  __uint(max_entries, SLUICE_REASON_COUNT);
+  __type(key, __u32);
+  __type(value, __u64);
+} reasons SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_RINGBUF);
+  __uint(max_entries, 262144);
+} events SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_ARRAY);
+  __uint(map_flags, BPF_F_MMAPABLE);
+  __uint(max_entries, 1);
+  __type(key, __u32);
+  __type(value, struct sluice_settings);
+} settings SEC(".maps");
+
+/* Moves of tasks that found the ring full: the daemon then looks at every task of every attached
+ * cgroup. */
+struct {
+  __uint(type, BPF_MAP_TYPE_ARRAY);
+  __uint(max_entries, 1);
+  __type(key, __u32);
+  __type(value, __u64);
+} lost_moves SEC(".maps");
+
+/* Uplink guard: interfaces of the daemon's namespace whose traffic is not judged. Value: enum
+ * sluice_guard_trust. */
+struct {
+  __uint(type, BPF_MAP_TYPE_HASH);
+  __uint(map_flags, BPF_F_NO_PREALLOC);
+  __uint(max_entries, 4096);
+  __type(key, __u32);
+  __type(value, __u32);
+} trusted_interfaces SEC(".maps");
+
+/* Cgroup guard: parents whose children must be attached. */
+struct {
+  __uint(type, BPF_MAP_TYPE_HASH);
+  __uint(map_flags, BPF_F_NO_PREALLOC);
+  __uint(max_entries, 1024);
+  __type(key, __u64);
+  __type(value, __u32);
+} guarded_cgroups SEC(".maps");
