@@ -712,6 +712,7 @@ mode    = "block-all"
 class Lab:
     """A guest behind the host, the internet beyond it.
 
+    host:     no guest: processes of the host itself, in cgroups
     routed:   guest g1 -- h1 host uplink -- i0 internet         the host forwards between h1 and its uplink
     bridged:  guest g1 -- h1 host uplink -- i0 internet         h1 and uplink are ports of bridge br0
     tun:      this process holds htun, a device without an Ethernet header; the host forwards
@@ -842,6 +843,15 @@ class Lab:
         self.cleanups.callback(self.sender.close)
         self.gateway_mac, self.guest_mac = self.host.mac("h1"), self.guest.mac("g1")
 
+    def _build_host(self):
+        self._uplink()
+        self.host.sysctl(ipv4__ping_group_range="0 2147483647", ipv4__tcp_fastopen=3, ipv4__tcp_syn_retries=1)
+        with contextlib.suppress(OSError):
+            self.host.sysctl(mptcp__enabled=1)
+        self.internet.sysctl(ipv4__tcp_fastopen=3)
+        self.guest = self.host
+        self.gateway_mac, self.guest_mac = self.internet.mac("i0"), self.host.mac("uplink")
+
     def _build_bridged(self):
         self.guest = self.namespace("guest1")
         for family in ("ip", "ip6", "arp"):  # a bridge that looks into packets would drop the malformed ones itself
@@ -942,6 +952,26 @@ class Lab:
         self.daemons.append(daemon)
         return daemon.start() if start else daemon
 
+    def cgroup(self, name):
+        """A directory of our own directly below the cgroup2 root."""
+        cgroup = Cgroup(f"{cgroup_root()}/{self.prefix}{name}")
+        self.cleanups.callback(cgroup.remove)
+        return cgroup
+
+    def udp_frame(self, number, destination, tail=8, source=GUEST4, destination_mac=None, port=9):
+        """A whole frame of marked UDP; `tail` bytes at the end are room for a sequence number."""
+        payload = self.marker(number) + bytes(tail)
+        if ":" in destination:
+            udp = struct.pack("!HHHH", 40000, port, 8 + len(payload), 0) + payload
+            source6 = socket.inet_pton(socket.AF_INET6, GUEST6 if "." in source else source)
+            target6 = socket.inet_pton(socket.AF_INET6, destination)
+            total = checksum(source6 + target6 + struct.pack("!II", len(udp), 17) + udp) or 0xFFFF
+            packet = struct.pack("!IHBB", 6 << 28, len(udp), 17, 64) + source6 + target6 + udp[:6] + struct.pack("!H", total) + udp[8:]
+            kind = b"\x86\xdd"
+        else:
+            packet, kind = raw_udp4(source, destination, 40000, port, payload), b"\x08\x00"
+        return packet if self.variant == "tun" else (destination_mac or self.gateway_mac) + self.guest_mac + kind + packet
+
     def wait_filtered(self, daemon, device=None, namespace=None, mode=1):
         """Until the kernel holds an attachment of the device in `mode` (1: allowlist)."""
         device = device or ("htun" if self.variant == "tun" else "h1")
@@ -955,6 +985,85 @@ class Lab:
             eventually(stands, f"{device} under its policy")
         except AssertionError as error:
             raise AssertionError(f"{error}; the log is:\n{daemon.log()}") from None
+
+
+# ---- cgroups --------------------------------------------------------------------------------------------------------------
+
+class Cgroup:
+    """A cgroup2 directory. `add_child` makes one below."""
+
+    def __init__(self, path):
+        self.path = path
+        os.makedirs(path)
+
+    @property
+    def name(self):
+        """As plugins and policies name it: below the mount."""
+        return self.path[len(cgroup_root()):]
+
+    @property
+    def id(self):
+        return os.stat(self.path).st_ino
+
+    def add_child(self, name):
+        return Cgroup(f"{self.path}/{name}")
+
+    def move_here(self, pid):
+        with open(f"{self.path}/cgroup.procs", "w") as procs:
+            procs.write(str(pid))
+
+    def remove(self):
+        _remove_cgroup(self.path)
+
+
+class Inhabitant:
+    """tests/system/helpers/inhabitant.c: a process that opens sockets and sends as it is told; see there for the commands."""
+
+    def __init__(self, namespace, cgroup=None):
+        self.process = namespace.popen([find_program("inhabitant")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                       bufsize=1)
+        # Before its first socket: it waits for the first command.
+        if cgroup:
+            cgroup.move_here(self.process.pid)
+
+    def do(self, *words):
+        """The answer to one command: "ok ...", or the name of an errno."""
+        self.process.stdin.write(" ".join(map(str, words)) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline().strip()
+        if not answer:
+            raise LabError(f"the inhabitant ended at: {words}")
+        return answer
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+class Pulse:
+    """tests/system/helpers/pulse.c: sends frames from the first possible moment until stop(), which tells how many of each."""
+
+    def __init__(self, namespace, *streams, interval_us=200):
+        words = [find_program("pulse"), str(interval_us)]
+        for device, frame in streams:
+            words += [device, frame.hex()]
+        self.process = namespace.popen(words, stdout=subprocess.PIPE, text=True)
+        self.process.stdout.readline()
+
+    def stop(self):
+        self.process.terminate()
+        sent = [int(word) for word in self.process.stdout.read().split()]
+        self.process.wait()
+        self.process.stdout.close()
+        return sent
 
 
 # ---- small clients ----------------------------------------------------------------------------------------------------

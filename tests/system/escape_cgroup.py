@@ -1,0 +1,365 @@
+"""Nothing escapes from a process in a filtered cgroup.
+
+Each way of sending is tried three times: to a denied address without the filter (it must arrive, or it proves nothing), to the
+same address from inside the filtered cgroup (it must not), and from there to an allowed address (it must arrive again).
+"""
+
+import contextlib
+import socket
+import struct
+import time
+
+import pytest
+
+import lab as lab_module
+from lab import ALLOWED4, ALLOWED6, DENIED4, DENIED6, HOLE4, HOLE6, PORTED4, Inhabitant, Lab, eventually
+
+CONFIG = """
+[plugin.groups]
+library = "cgroups"
+match   = ["{parent}/*"]
+labels  = { class = "vm" }
+
+[plugin.static]
+library  = "static"
+policies = ["{policies}"]
+
+[guard]
+uplinks = ["uplink"]
+
+[[wire]]
+targets = { discovered_by = "groups" }
+sources = ["static"]
+mode    = "block-all"
+"""
+
+SOURCE4, SOURCE6 = "198.19.0.1", "2001:db8:ffff::1"
+
+
+class CgroupLab(Lab):
+    """The host with its uplink, and a parent cgroup whose children are filtered once a daemon runs."""
+
+    def __init__(self):
+        super().__init__("host")
+        try:
+            self.serve()
+            self.parent = self.cgroup("parent")
+            self.outside = self.cgroup("outside")
+            self.numbers = iter(range(1, 0xFFFF))
+        except BaseException:
+            self.close()
+            raise
+
+    def start_filter(self, config=CONFIG, **options):
+        daemon = self.daemon(config=config.replace("{parent}", self.parent.name), **options)
+        return daemon
+
+    def workload(self, daemon, name="w"):
+        """A child cgroup under its policy."""
+        child = self.parent.add_child(name)
+        eventually(lambda: (daemon.slot_of(cgroup_id=child.id) or {}).get("mode") == 1, f"{child.name} under its policy")
+        return child
+
+    def flush_host(self):
+        """Everything sent before has arrived. The sentinel comes from a socket outside every filtered cgroup."""
+        with contextlib.closing(self.host.socket(socket.AF_INET, socket.SOCK_DGRAM)) as witness:
+            self.flush(lambda: witness.sendto(self.marker(self.SENTINEL), (ALLOWED4, 9999)))
+
+    def arrives(self, action):
+        """Does a marker that `action(hex)` sends arrive?"""
+        number = next(self.numbers)
+        start = len(self.sniffer.frames)
+        answers = action(self.marker(number).hex() + "00" * 12)
+        self.flush_host()
+        return number in self.arrived(start), answers
+
+
+@pytest.fixture(scope="module")
+def place():
+    with CgroupLab() as lab:
+        lab.filter = None
+        yield lab
+
+
+# ---- the ways ---------------------------------------------------------------------------------------------------------------
+
+def connected(kind, family):
+    def way(i, mark, address, port, _):
+        i.do("socket", 0, kind, family)
+        yield i.do("connect", 0, address, port)
+        yield i.do("send", 0, mark)
+    return way
+
+
+def addressed(kind, family, command="sendto"):
+    def way(i, mark, address, port, _):
+        i.do("socket", 0, kind, family)
+        yield i.do(command, 0, address, port, mark)
+    return way
+
+
+def several_messages(family):
+    """The denied one is in the middle of a batch that begins with an allowed one."""
+    def way(i, mark, address, port, _):
+        i.do("socket", 0, "udp", family)
+        allowed = ALLOWED6 if ":" in address else ALLOWED4
+        blank = "00" * 16
+        yield i.do("sendmmsg", 0, port, blank, allowed)
+        yield i.do("sendmmsg", 0, port, mark, address, address)
+    return way
+
+
+def connected_sent_elsewhere(family):
+    def way(i, mark, address, port, _):
+        i.do("socket", 0, "udp", family)
+        allowed = ALLOWED6 if family == 6 else ALLOWED4
+        yield i.do("connect", 0, allowed, port)
+        yield i.do("sendto", 0, address, port, mark)
+    return way
+
+
+def bound_first(family):
+    """A bound socket might be a server that answers."""
+    def way(i, mark, address, port, _):
+        i.do("socket", 0, "udp", family)
+        yield i.do("bind", 0, "0.0.0.0" if family == 4 else "::", 12345)
+        yield i.do("sendto", 0, address, port, mark)
+    return way
+
+
+def fast_open(kind, family):
+    def way(i, mark, address, port, _):
+        # A first connection may earn a cookie; the second carries data in its SYN.
+        for number in (0, 1):
+            i.do("socket", number, kind, family)
+            yield i.do("fastopen", number, address, port, mark)
+    return way
+
+
+def by_ring_connect(kind, family):
+    def way(i, mark, address, port, _):
+        i.do("socket", 0, kind, family)
+        yield i.do("uring-connect", 0, address, port)
+        yield i.do("uring-send", 0, mark)
+    return way
+
+
+def ping_socket(family):
+    def way(i, mark, address, _, __):
+        i.do("socket", 0, "ping", family)
+        echo = ("0800" if family == 4 else "8000") + "0000" + "00010001" + mark
+        yield i.do("sendto", 0, address, 0, echo)
+    return way
+
+
+def raw_socket(protocol, family, command="sendto"):
+    def way(i, mark, address, _, __):
+        yield i.do("socket", 0, f"raw:{protocol}", family)
+        head = "0001000900240000" if protocol in (17, 136) else "08000000" "00010001" if protocol == 1 else "80000000" "00010001"
+        if command == "connected":
+            yield i.do("connect", 0, address, 0)
+            yield i.do("send", 0, head + mark)
+        else:
+            yield i.do(command, 0, address, 0, head + mark)
+    return way
+
+
+def own_header(family, lie=None):
+    """IP_HDRINCL: the header's destination is what counts, whatever sendto says."""
+    def way(i, mark, address, _, __):
+        yield i.do("socket", 0, "hdrincl", family)
+        payload = bytes.fromhex(mark)
+        if family == 4:
+            packet = lab_module.raw_udp4(SOURCE4, address, 1, 9, payload)
+        else:
+            packet = struct.pack("!IHBB", 6 << 28, 8 + len(payload), 17, 64) + socket.inet_pton(socket.AF_INET6, SOURCE6) + socket.inet_pton(
+                socket.AF_INET6, address) + struct.pack("!HHHH", 1, 9, 8 + len(payload), 0) + payload
+        yield i.do("sendto", 0, lie or address, 0, packet.hex())
+    return way
+
+
+def packet_socket(family):
+    """No cgroup hook sees it; the uplink guard reads the socket's cgroup."""
+    def way(i, mark, address, _, lab):
+        yield i.do("socket", 0, "packet", 4)
+        payload = bytes.fromhex(mark)
+        if family == 4:
+            packet, kind = lab_module.raw_udp4(SOURCE4, address, 1, 9, payload), "0800"
+        else:
+            packet, kind = struct.pack("!IHBB", 6 << 28, 8 + len(payload), 17, 64) + socket.inet_pton(
+                socket.AF_INET6, SOURCE6) + socket.inet_pton(socket.AF_INET6, address) + struct.pack(
+                    "!HHHH", 1, 9, 8 + len(payload), 0) + payload, "86dd"
+        yield i.do("frame", 0, "uplink", lab.gateway_mac.hex() + lab.guest_mac.hex() + kind + packet.hex())
+    return way
+
+
+WAYS = {
+    "tcp-4": (connected("tcp", 4), 4), "tcp-6": (connected("tcp", 6), 6), "tcp-mapped": (connected("tcp", 46), 4),
+    "udp-connected-4": (connected("udp", 4), 4), "udp-connected-6": (connected("udp", 6), 6),
+    "udp-connected-mapped": (connected("udp", 46), 4),
+    "udp-4": (addressed("udp", 4), 4), "udp-6": (addressed("udp", 6), 6), "udp-mapped": (addressed("udp", 46), 4),
+    "udp-bound-4": (bound_first(4), 4), "udp-bound-6": (bound_first(6), 6),
+    "sendmmsg-4": (several_messages(4), 4), "sendmmsg-6": (several_messages(6), 6), "sendmmsg-mapped": (several_messages(46), 4),
+    "udp-connected-sent-elsewhere-4": (connected_sent_elsewhere(4), 4),
+    "udp-connected-sent-elsewhere-6": (connected_sent_elsewhere(6), 6),
+    "udp-connected-sent-elsewhere-mapped": (connected_sent_elsewhere(46), 4),
+    "fast-open-4": (fast_open("tcp", 4), 4), "fast-open-6": (fast_open("tcp", 6), 6), "fast-open-mapped": (fast_open("tcp", 46), 4),
+    "mptcp-4": (connected("mptcp", 4), 4), "mptcp-6": (connected("mptcp", 6), 6), "mptcp-mapped": (connected("mptcp", 46), 4),
+    "mptcp-fast-open-4": (fast_open("mptcp", 4), 4),
+    "udplite-4": (addressed("udplite", 4), 4), "udplite-6": (addressed("udplite", 6), 6),
+    "udplite-connected-4": (connected("udplite", 4), 4), "udplite-mapped": (addressed("udplite", 46), 4),
+    "ping-socket-4": (ping_socket(4), 4), "ping-socket-6": (ping_socket(6), 6),
+    "raw-udp-4": (raw_socket(17, 4), 4), "raw-udp-6": (raw_socket(17, 6), 6), "raw-icmp-4": (raw_socket(1, 4), 4),
+    "raw-icmp-6": (raw_socket(58, 6), 6), "raw-253-4": (raw_socket(253, 4), 4), "raw-253-6": (raw_socket(253, 6), 6),
+    "raw-gre-4": (raw_socket(47, 4), 4), "raw-udp-connected-4": (raw_socket(17, 4, "connected"), 4),
+    "hdrincl-4": (own_header(4), 4), "hdrincl-6": (own_header(6), 6), "hdrincl-lying-4": (own_header(4, ALLOWED4), 4),
+    "packet-4": (packet_socket(4), 4), "packet-6": (packet_socket(6), 6),
+    "uring-connect-tcp-4": (by_ring_connect("tcp", 4), 4), "uring-connect-tcp-6": (by_ring_connect("tcp", 6), 6),
+    "uring-connect-udp-4": (by_ring_connect("udp", 4), 4),
+    "uring-sendmsg-4": (addressed("udp", 4, "uring-sendmsg"), 4), "uring-sendmsg-6": (addressed("udp", 6, "uring-sendmsg"), 6),
+    "uring-sendmsg-mapped": (addressed("udp", 46, "uring-sendmsg"), 4),
+}
+
+
+def attempt(lab, way, address, cgroup, port=None):
+    function, _ = WAYS[way]
+    with Inhabitant(lab.host, cgroup) as inhabitant:
+        port = port or (443 if "tcp" in way or "fast" in way else 9999)
+        return lab.arrives(lambda mark: list(function(inhabitant, mark, address, port, lab)))
+
+
+@pytest.fixture(scope="module")
+def control(place):
+    """Which ways reach a denied address when nothing filters; all of them, before the daemon starts."""
+    return {way: attempt(place, way, DENIED6 if family == 6 else DENIED4, place.outside) for way, (_, family) in WAYS.items()}
+
+
+@pytest.fixture(scope="module")
+def workload(place, control):
+    place.filter = place.start_filter()
+    return place.workload(place.filter)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_control_each_way_arrives_when_nothing_filters(control, way):
+    arrived, answers = control[way]
+    assert arrived, answers
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_way_does_not_reach_a_denied_address(place, workload, way):
+    six = WAYS[way][1] == 6
+    for address in (DENIED6, HOLE6) if six else (DENIED4, HOLE4):
+        arrived, answers = attempt(place, way, address, workload)
+        assert not arrived, answers
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_way_reaches_an_allowed_address(place, workload, way):
+    arrived, answers = attempt(place, way, ALLOWED6 if WAYS[way][1] == 6 else ALLOWED4, workload)
+    assert arrived, answers
+
+
+@pytest.mark.parametrize("way", ["tcp-4", "tcp-6", "tcp-mapped", "udp-4", "udp-6", "udp-connected-4", "sendmmsg-4", "mptcp-4",
+                                 "udplite-4", "uring-connect-tcp-4", "uring-sendmsg-4"])
+def test_a_denied_call_fails_at_once(place, workload, way):
+    _, answers = attempt(place, way, DENIED6 if WAYS[way][1] == 6 else DENIED4, workload)
+    assert "EPERM" in answers, answers
+
+
+def test_ports_hold(place, workload):
+    assert attempt(place, "tcp-4", PORTED4, workload, port=443)[0]
+    assert not attempt(place, "tcp-4", PORTED4, workload, port=80)[0]
+    assert attempt(place, "udp-4", PORTED4, workload, port=8050)[0]
+    assert not attempt(place, "udp-4", PORTED4, workload, port=443)[0]
+    assert not attempt(place, "raw-icmp-4", PORTED4, workload)[0]
+
+
+@pytest.mark.parametrize("way", ["tcp-4", "udp-4", "udp-6", "raw-icmp-4", "hdrincl-4", "packet-4", "uring-sendmsg-4"])
+def test_child_cgroups_are_held_by_the_same_policy(place, workload, way):
+    child = workload.add_child("child-" + way)
+    grandchild = child.add_child("grandchild")
+    for cgroup in (child, grandchild):
+        six = WAYS[way][1] == 6
+        assert not attempt(place, way, DENIED6 if six else DENIED4, cgroup)[0]
+        assert attempt(place, way, ALLOWED6 if six else ALLOWED4, cgroup)[0]
+    child.remove()
+
+
+def test_replies_to_inbound_connections_pass(place, workload):
+    with Inhabitant(place.host, workload) as server:
+        assert server.do("socket", 0, "tcp", 4) == "ok 0"
+        assert server.do("bind", 0, SOURCE4, 7000) == "ok 0"
+        assert server.do("listen", 0) == "ok 0"
+        client = place.internet.socket(socket.AF_INET, socket.SOCK_STREAM)
+        with client:
+            client.bind((DENIED4, 0))
+            client.settimeout(10)
+            client.connect((SOURCE4, 7000))
+            assert server.do("accept", 0, 1).startswith("ok")
+            client.sendall(b"question")
+            assert server.do("recv", 1, 5000) == "ok " + b"question".hex()
+            assert server.do("send", 1, b"answer".hex()) == "ok 6"
+            assert client.recv(100) == b"answer"
+    with Inhabitant(place.host, workload) as server:
+        client = place.internet.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with client:
+            client.bind((DENIED4, 7002))
+            client.settimeout(10)
+            assert server.do("socket", 0, "udp", 4) == "ok 0"
+            assert server.do("bind", 0, SOURCE4, 7001) == "ok 0"
+            client.sendto(b"question", (SOURCE4, 7001))
+            assert server.do("recv", 0, 5000) == "ok " + b"question".hex()
+            assert server.do("sendto", 0, DENIED4, 7002, b"answer".hex()) == "ok 6"
+            assert client.recv(100) == b"answer"
+
+
+# ---- sockets opened before the process joined -----------------------------------------------------------------------------
+
+BEFORE = {
+    "tcp-connected": ("tcp", True, 443), "udp-connected": ("udp", True, 9999), "udp-unconnected": ("udp", False, 9999),
+    "udplite-unconnected": ("udplite", False, 9999), "raw-unconnected": ("raw:253", False, 0),
+    "mptcp-connected": ("mptcp", True, 443), "packet": ("packet", False, 0),
+}
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("kind", BEFORE)
+def test_sockets_opened_before_joining_are_shut(place, workload, kind, family, record_property):
+    """After the move a moment may pass; then nothing more is sent, whatever is tried. Connections to allowed addresses are of
+    the same kind: they were made outside, nobody judges them, so they end too."""
+    what, is_connected, port = BEFORE[kind]
+    address = DENIED6 if family == 6 else DENIED4
+    with Inhabitant(place.host, place.outside) as inhabitant:
+        assert inhabitant.do("socket", 0, what, family).startswith("ok")
+        if is_connected:
+            assert inhabitant.do("connect", 0, address, port).startswith("ok")
+
+        def send(mark):
+            if what == "packet":
+                frame = place.udp_frame(0, address, tail=0, source=SOURCE4 if family == 4 else SOURCE6)
+                at = frame.index(place.marker(0))
+                return inhabitant.do("frame", 0, "uplink", (frame[:at] + bytes.fromhex(mark)[:4]).hex())
+            return inhabitant.do("send", 0, mark) if is_connected else inhabitant.do("sendto", 0, address, port, mark)
+
+        assert place.arrives(send)[0], "before the move it arrives"
+        moved = time.monotonic()
+        workload.move_here(inhabitant.process.pid)
+        eventually(lambda: not place.arrives(send)[0], f"{kind}: shut after the move", pause=0)
+        record_property("seconds_until_shut", round(time.monotonic() - moved, 4))
+        print(f"{kind}-{family}: shut within {1000 * (time.monotonic() - moved):.1f} ms of the move, one probe included")
+        for _ in range(10):
+            assert not place.arrives(send)[0]
+
+
+def test_a_socket_opened_inside_goes_on_after_a_move_between_children(place, workload):
+    """Only sockets from elsewhere are shut: a process that moves within its own attachment keeps its connections."""
+    child = workload.add_child("inner")
+    with Inhabitant(place.host, workload) as inhabitant:
+        assert inhabitant.do("socket", 0, "tcp", 4) == "ok 0"
+        assert inhabitant.do("connect", 0, ALLOWED4, 443) == "ok 0"
+        child.move_here(inhabitant.process.pid)
+        for _ in range(20):
+            assert inhabitant.do("send", 0, "00ff") == "ok 2"
+            assert inhabitant.do("recv", 0, 5000) == "ok 00ff"
+    child.remove()
