@@ -14,6 +14,7 @@ namespace {
 
 constexpr std::uint32_t kSlotBits = 24;
 constexpr std::size_t kDenialBatch = 256;
+constexpr std::size_t kNoSource = ~std::size_t{0};
 constexpr std::chrono::nanoseconds kForgetLearnedEvery = std::chrono::minutes{1};
 constexpr std::array<const char*, SLUICE_REASON_COUNT> kReasonTexts = {
 #define X(name, text) text,
@@ -160,7 +161,8 @@ struct AttachmentManager::Change {
   std::vector<LayerPtr> layers;
   bool hold = false;  // remember, but leave the kernel as it is for now
   Composed next{};
-  bool domains_changed = false;  // after the commit: resolvers are to be told
+  bool domains_changed = false;    // after the commit: resolvers are to be told
+  std::size_t source = kNoSource;  // whose layer is new, where there is one
 };
 
 AttachmentManager::AttachmentManager(DataPlane& plane, Wiring wiring, AttachmentTiming timing,
@@ -309,8 +311,10 @@ Result<AttachmentManager::Composed> AttachmentManager::compose(const Wiring& wir
   std::optional<Mode> mode;
   std::optional<bool> audit, replies;
   std::vector<LayerUse> uses;
+  std::vector<std::uint32_t> source_of;  // beside `uses`
   for (std::size_t i = 0; i < layers.size(); ++i) {
     if (!layers[i]) continue;
+    source_of.push_back(static_cast<std::uint32_t>(i));
     const auto& layer = layers[i]->layer;
     if (!mode) mode = layer.mode;
     if (!audit) audit = layer.audit;
@@ -321,7 +325,12 @@ Result<AttachmentManager::Composed> AttachmentManager::compose(const Wiring& wir
   composed.audit = audit.value_or(composed.audit);
   composed.replies = replies.value_or(composed.replies);
   auto image = cache_.image(std::move(uses), wiring.floor, now);
-  if (!image) return std::unexpected(image.error());
+  if (!image) {
+    auto error = image.error();
+    const bool known = error.item_index < source_of.size();
+    error.item_index = known ? source_of[error.item_index] : Error::kNoIndex;
+    return std::unexpected(std::move(error));
+  }
   composed.image = std::move(*image);
   return composed;
 }
@@ -415,7 +424,13 @@ Status AttachmentManager::transact(const Wiring& wiring, std::vector<Change>& ch
     auto composed = compose(wiring, change.wire, change.layers, now);
     if (!composed) {
       auto error = composed.error();
-      error.message = fmt::format("{}: {}", target_name(change.attachment->target), error.message);
+      // The rule is one of the caller's only if its own layer is at fault.
+      const auto at_fault = error.item_index;
+      if (at_fault != change.source) error.rule_index = Error::kNoIndex;
+      const bool of_other = at_fault < change.wire->sources.size() && at_fault != change.source;
+      error.message = fmt::format("{}: {}{}", target_name(change.attachment->target),
+                                  of_other ? change.wire->sources[at_fault] + ": " : std::string{},
+                                  error.message);
       error.item_index = index;
       return std::unexpected(std::move(error));
     }
@@ -826,7 +841,7 @@ Result<AttachmentId> AttachmentManager::claim(Attachment& attachment, const std:
     held_ += 1;
   }
   std::vector<Change> changes;
-  changes.push_back({&attachment, wire, carry_over(attachment, wire), false, {}, false});
+  changes.push_back({&attachment, wire, carry_over(attachment, wire), false, {}, false, kNoSource});
   if (auto status = transact(wiring_, changes); !status) {
     if (first_time && attachment.held) {
       attachment.held = false;
@@ -941,8 +956,10 @@ Result<Applied> AttachmentManager::change_layer(const std::string& instance, Att
   // The usual news is none.
   if (stored == attachment->layers[*source] && !attachment->held) return applied(*attachment);
   std::vector<Change> changes;
-  changes.push_back({attachment, attachment->wire, attachment->layers, false, {}, false});
+  changes.push_back(
+      {attachment, attachment->wire, attachment->layers, false, {}, false, kNoSource});
   changes.front().layers[*source] = std::move(stored);
+  changes.front().source = *source;
   if (auto status = transact(wiring_, changes); !status) {
     auto error = status.error();
     error.item_index = Error::kNoIndex;
@@ -1007,8 +1024,10 @@ Status AttachmentManager::replace_layers(const std::string& instance,
                                         target_name(attachment->target))});
     }
     if (auto status = check_rules(layer.rules); !status) return at(status.error());
-    changes.push_back({attachment, attachment->wire, attachment->layers, false, {}, false});
+    changes.push_back(
+        {attachment, attachment->wire, attachment->layers, false, {}, false, kNoSource});
     changes.back().layers[*source] = cache_.intern(std::move(layer));
+    changes.back().source = *source;
   }
   if (auto status = transact(wiring_, changes); !status) return status;
   for (const auto& change : changes) {
@@ -1064,7 +1083,8 @@ Status AttachmentManager::rewire(Wiring asked) {
         match_wire(wiring, attachment->target, attachment->labels, attachment->discovered_by);
     auto layers = carry_over(*attachment, wire);
     before.push_back(attachment->wire);
-    changes.push_back({attachment.get(), std::move(wire), std::move(layers), false, {}, false});
+    changes.push_back(
+        {attachment.get(), std::move(wire), std::move(layers), false, {}, false, kNoSource});
   }
   if (auto status = transact(wiring, changes); !status) return status;
   wiring_ = std::move(wiring);
@@ -1164,7 +1184,8 @@ void AttachmentManager::end_holds(BootTime now) {
       continue;
     }
     std::vector<Change> changes;
-    changes.push_back({attachment.get(), attachment->wire, attachment->layers, false, {}, false});
+    changes.push_back(
+        {attachment.get(), attachment->wire, attachment->layers, false, {}, false, kNoSource});
     if (auto status = transact(wiring_, changes); !status) {
       spdlog::error("{}; it keeps the policy it was found with, trying again",
                     status.error().message);
@@ -1222,7 +1243,7 @@ void AttachmentManager::expire(BootTime now) {
       if (due(recompile, now)) {
         std::vector<Change> changes;
         changes.push_back(
-            {attachment.get(), attachment->wire, attachment->layers, false, {}, false});
+            {attachment.get(), attachment->wire, attachment->layers, false, {}, false, kNoSource});
         if (auto status = transact(wiring_, changes); !status) {
           spdlog::warn("{}; the kernel has stopped honouring what expired", status.error().message);
           wake_at(after(now, timing_.listing));
