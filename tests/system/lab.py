@@ -78,6 +78,11 @@ def _checked(result, what):
     return result
 
 
+def rounds(full, brief):
+    """How often a test repeats: the full number with SLUICE_FULL=1 (tests/run.sh --full), else fewer."""
+    return full if os.environ.get("SLUICE_FULL") == "1" else brief
+
+
 def run(*words, check=True, **options):
     """Runs a command; its output is in the error when it fails."""
     done = subprocess.run([str(w) for w in words], capture_output=True, text=True, **options)
@@ -387,6 +392,7 @@ class Sniffer(threading.Thread):
     def __init__(self, namespace, device):
         super().__init__(daemon=True)
         self.frames = []
+        self.times = []  # time.monotonic() of each
         self.socket = namespace.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.ntohs(3))  # ETH_P_ALL
         self.socket.bind((device, 3))
         self.socket.setsockopt(socket.SOL_SOCKET, 33, 1 << 26)
@@ -405,6 +411,7 @@ class Sniffer(threading.Thread):
             except OSError:
                 return
             if address[2] != 4:  # PACKET_OUTGOING
+                self.times.append(time.monotonic())
                 self.frames.append(frame)
 
     def lost(self):
@@ -531,6 +538,31 @@ def to_toml(value):
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(to_toml, value)) + "]"
     return json.dumps(value)
+
+
+class LiveSlot:
+    """One element of the map `slots`, read through a mapping: no system call, so a test may spin on it."""
+
+    def __init__(self, path, index, shown):
+        attributes = struct.pack("QII112x", ctypes.addressof(name := ctypes.create_string_buffer(path.encode())), 0, 0)
+        fd = _checked(_libc.syscall(321, 7, attributes, len(attributes)), f"BPF_OBJ_GET {path}")  # x86-64; bpf(2)
+        stride = (shown["bytes_value"] + 7) & ~7
+        size = (stride * shown["max_entries"] + mmap.PAGESIZE - 1) & ~(mmap.PAGESIZE - 1)
+        self.map = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
+        os.close(fd)
+        self.offset = stride * index
+
+    @property
+    def word(self):
+        return struct.unpack_from("Q", self.map, self.offset)[0]
+
+    @property
+    def generation(self):
+        """Low 24 bits, as the packet sees it: read from the word that is published."""
+        return self.word >> 40
+
+    def close(self):
+        self.map.close()
 
 
 class Daemon:
@@ -671,6 +703,16 @@ max_attachments = {max_attachments}
             if ifindex is not None and slot["ifindex"] == ifindex or cgroup_id is not None and slot["cgroup_id"] == cgroup_id:
                 return slot
         return None
+
+    def live_slot(self, **which):
+        """A LiveSlot of the attachment, for a test that watches its generation."""
+        path = glob.glob(f"{self.pins}/**/slots", recursive=True)[0]
+        for entry in json.loads(run("bpftool", "-j", "map", "dump", "pinned", path)):
+            value = entry["formatted"]["value"] if "formatted" in entry else entry["value"]
+            key = entry["formatted"]["key"] if "formatted" in entry else entry["key"]
+            if value["state"] == 1 and all(value[name] == wanted for name, wanted in which.items()):
+                return LiveSlot(path, key, json.loads(run("bpftool", "-j", "map", "show", "pinned", path)))
+        raise LabError(f"no attachment with {which}")
 
     def stop(self):
         if self.is_running():
