@@ -324,6 +324,7 @@ class Image {
 
   // `decisions` before `next`, suffixes shared.
   std::uint32_t chain(std::span<const sluice_decision> decisions, std::uint32_t next);
+  [[nodiscard]] bool redundant(const sluice_decision& decision, std::uint32_t next) const;
   [[nodiscard]] std::size_t chain_length(std::uint32_t leaf) const {
     return leaf < SLUICE_LEAF_DECISION ? 0 : chain_lengths_[leaf - SLUICE_LEAF_DECISION];
   }
@@ -374,6 +375,41 @@ std::uint32_t Image::allocate_leaves(std::size_t count) {
   return first;
 }
 
+// Every packet class of `inner` is one of `outer`, and `outer` does not end earlier.
+bool covers(const sluice_decision& outer, const sluice_decision& inner) {
+  if (outer.expires != 0 && (inner.expires == 0 || outer.expires < inner.expires)) return false;
+  if (outer.any_protocol) return true;
+  if (inner.any_protocol || outer.protocol != inner.protocol) return false;
+  if (outer.spans == 0) return true;
+  if (inner.spans == 0) return false;
+  return std::all_of(inner.span, inner.span + inner.spans, [&](const sluice_port_span& in) {
+    return std::any_of(outer.span, outer.span + outer.spans, [&](const sluice_port_span& out) {
+      return out.first <= in.first && in.last <= out.last;
+    });
+  });
+}
+
+// `later`, asked after `earlier`, can never speak. An allow with ports does not shadow a deny with
+// ports: packets whose ports cannot be seen pass the first and meet the second.
+bool shadows(const sluice_decision& earlier, const sluice_decision& later) {
+  if (!covers(earlier, later)) return false;
+  return earlier.any_protocol || earlier.spans == 0 || earlier.verdict != SLUICE_LEAF_ALLOW ||
+         later.verdict == SLUICE_LEAF_ALLOW;
+}
+
+// Put before the chain at `next`, `decision` would change no verdict: what is asked after it says
+// the same of all that it speaks for. (A list of networks with the same ports, nested in each
+// other, is one decision.)
+bool Image::redundant(const sluice_decision& decision, std::uint32_t next) const {
+  while (next >= SLUICE_LEAF_DECISION) {
+    const sluice_decision& later = elements_[next - SLUICE_LEAF_DECISION].decision;
+    if (later.verdict != decision.verdict) return false;
+    if (covers(later, decision)) return true;
+    next = later.next;
+  }
+  return next == decision.verdict;
+}
+
 std::uint32_t Image::chain(std::span<const sluice_decision> decisions, std::uint32_t next) {
   for (std::size_t i = decisions.size(); i-- > 0;) {
     sluice_decision decision = decisions[i];
@@ -383,6 +419,12 @@ std::uint32_t Image::chain(std::span<const sluice_decision> decisions, std::uint
       next = decision.verdict;
       continue;
     }
+    if (redundant(decision, next)) continue;
+    // What it covers right behind it is never asked.
+    while (next >= SLUICE_LEAF_DECISION &&
+           shadows(decision, elements_[next - SLUICE_LEAF_DECISION].decision))
+      next = elements_[next - SLUICE_LEAF_DECISION].decision.next;
+    if (decision.verdict == next) continue;
     decision.next = next;
     const std::size_t length = chain_length(next) + 1;
     std::array<std::uint64_t, 4> words;
