@@ -1,0 +1,45 @@
+#!/bin/sh
+# Installs every Debian package that building, testing and benchmarking Sluice takes. Says nothing and asks no network when
+# all are there. Works on Debian 12 and later, Ubuntu 24.04 and later.
+#
+#   tools/install-dependencies.sh          everything
+#   tools/install-dependencies.sh build    what the daemon, its plugins and the quickstart take
+set -eu
+
+build="g++ cmake ninja-build pkg-config clang bpftool libbpf-dev libelf-dev zlib1g-dev libspdlog-dev libtoml11-dev
+  libsodium-dev linux-libc-dev iproute2 iputils-ping util-linux procps python3"
+tests="doctest-dev ccache python3-pytest python3-scapy liburing-dev libcap2-bin libbenchmark-dev nftables ipset
+  clang-format clang-tidy"
+
+case "${1:-all}" in
+  build) wanted=$build ;;
+  all) wanted="$build $tests" ;;
+  *) echo "usage: $0 [build|all]" >&2; exit 2 ;;
+esac
+
+missing=
+for package in $wanted; do
+  status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
+  [ "$status" = installed ] || missing="$missing $package"
+done
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" != 0 ]; then
+  echo "$0: missing:$missing" >&2
+  echo "$0: installing them takes root; run: sudo $0" >&2
+  exit 1
+fi
+echo "Installing:$missing"
+export DEBIAN_FRONTEND=noninteractive
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+# shellcheck disable=SC2086  # a list of words
+if ! apt-get install -y -q --no-install-recommends $missing >"$log" 2>&1; then
+  apt-get update -q >>"$log" 2>&1 || true
+  # shellcheck disable=SC2086
+  if ! apt-get install -y -q --no-install-recommends $missing >>"$log" 2>&1; then
+    tail -n 20 "$log" >&2
+    echo "$0: apt-get could not install:$missing" >&2
+    exit 1
+  fi
+fi
