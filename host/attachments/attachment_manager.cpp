@@ -746,6 +746,9 @@ void AttachmentManager::tell_rewired(const Attachment& attachment, const WirePtr
 
 Result<AttachmentId> AttachmentManager::attach(const std::string& instance, const Target& target,
                                                const Labels& labels) {
+  // A device that went before this one came may have had its ifindex: hear of that first.
+  plane_.poll(data_plane_events());
+  remove_gone();
   const auto now = clock_();
   const auto wire = match_wire(wiring_, target, labels, instance);
   const std::vector<LayerPtr> silent(wire->sources.size());

@@ -201,6 +201,7 @@ Status FakeDataPlane::set_guards(const GuardSettings& guards) {
 
 void FakeDataPlane::poll(const DataPlaneEvents& events) {
   for (const auto& event : std::exchange(denials_, {})) events.on_denial(event);
+  if (withheld_) return;
   for (auto& [slot, reason] : std::exchange(gone_, {})) events.on_target_gone(slot, reason);
 }
 

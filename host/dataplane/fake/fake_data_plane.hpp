@@ -80,6 +80,8 @@ class FakeDataPlane final : public DataPlane {
   [[nodiscard]] std::uint32_t calls(const std::string& call) const;
   // The device or cgroup vanishes; poll() reports it.
   void remove_target(std::uint32_t slot, const std::string& reason = "the device was removed");
+  // Keeps what poll() would report about targets until told otherwise.
+  void withhold_news(bool withheld) { withheld_ = withheld; }
   // poll() reports a denial of this packet.
   void deny(std::uint32_t slot, const FakePacket& packet, sluice_reason reason);
   // True when the packet passes, at `now`, judged by what was published.
@@ -103,6 +105,7 @@ class FakeDataPlane final : public DataPlane {
   std::map<std::string, std::uint32_t> calls_;
   std::vector<std::pair<std::uint32_t, std::string>> gone_;
   std::vector<sluice_event> denials_;
+  bool withheld_ = false;
 };
 
 }  // namespace sluice

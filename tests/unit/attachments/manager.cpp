@@ -62,12 +62,19 @@ TEST_CASE("an ifindex that another device took is another attachment") {
   const auto first = stage.attach(tap("tap1", 7));
   REQUIRE(stage.manager.replace_layer("static", first, allowlist({allow("0.0.0.0/0")})));
   stage.listener.take();
-  stage.plane.remove_target(stage.slot(first));  // and before we hear of it, the next one:
+  bool late = false;
+  SUBCASE("and we heard that the first one went") {}
+  SUBCASE("and we have not heard yet") {
+    late = true;
+  }
+  stage.plane.withhold_news(late);
+  stage.plane.remove_target(stage.slot(first));
   const auto second = stage.attach(tap("tap9", 7));
   CHECK(second != first);
   CHECK_FALSE(stage.passes(second, to("192.0.2.1")));
   CHECK(stage.listener.take() == Heard{"removed static tap1", "added static tap9"});
-  stage.turn();  // the late news must not hit the new one
+  stage.plane.withhold_news(false);
+  stage.turn();  // late news must not hit the new one
   CHECK(stage.manager.list().size() == 1);
   CHECK(stage.info(second).id == second);
 }

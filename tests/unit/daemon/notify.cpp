@@ -1,0 +1,73 @@
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include "daemon/notify.hpp"
+
+#include <doctest/doctest.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cstddef>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#include "base/fd.hpp"
+
+using namespace sluice;
+
+namespace {
+
+// A manager that listens in the abstract namespace.
+class Manager {
+ public:
+  Manager() : name_("@sluice-notify-test-" + std::to_string(::getpid())) {
+    socket_ = Fd(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    std::memcpy(address.sun_path, name_.data(), name_.size());
+    address.sun_path[0] = '\0';
+    const auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + name_.size());
+    REQUIRE(::bind(socket_.get(), reinterpret_cast<sockaddr*>(&address), length) == 0);
+    ::setenv("NOTIFY_SOCKET", name_.c_str(), 1);
+  }
+  ~Manager() { ::unsetenv("NOTIFY_SOCKET"); }
+  std::string heard() {
+    char text[512];
+    const auto length = ::recv(socket_.get(), text, sizeof text, 0);
+    return length < 0 ? "" : std::string(text, static_cast<std::size_t>(length));
+  }
+
+ private:
+  std::string name_;
+  Fd socket_;
+};
+
+}  // namespace
+
+TEST_CASE("the manager hears what it is told, whole") {
+  Manager manager;
+  CHECK(notify_manager("READY=1\nSTATUS=3 plugins"));
+  CHECK(manager.heard() == "READY=1\nSTATUS=3 plugins");
+  notify_reloading();
+  CHECK(manager.heard().starts_with("RELOADING=1\nMONOTONIC_USEC="));
+}
+
+TEST_CASE("without a manager nothing happens") {
+  ::unsetenv("NOTIFY_SOCKET");
+  CHECK_FALSE(notify_manager("READY=1"));
+  ::setenv("NOTIFY_SOCKET", "/nonexistent/socket", 1);
+  CHECK_FALSE(notify_manager("READY=1"));
+  ::unsetenv("NOTIFY_SOCKET");
+}
+
+TEST_CASE("the watchdog is fed twice per period, if it is ours") {
+  ::setenv("WATCHDOG_USEC", "3000000", 1);
+  CHECK(watchdog_interval() == std::chrono::milliseconds(1500));
+  ::setenv("WATCHDOG_PID", std::to_string(::getpid()).c_str(), 1);
+  CHECK(watchdog_interval());
+  ::setenv("WATCHDOG_PID", "1", 1);
+  CHECK_FALSE(watchdog_interval());
+  ::unsetenv("WATCHDOG_USEC");
+  ::unsetenv("WATCHDOG_PID");
+  CHECK_FALSE(watchdog_interval());
+}
