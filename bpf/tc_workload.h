@@ -127,9 +127,11 @@ int sluice_tc_from(struct __sk_buff* skb) {
  * bridged must not come from another attachment's port.
  */
 static __always_inline int sluice_is_from_outside(struct __sk_buff* skb,
+                                                  const struct sluice_slot* slot,
                                                   const struct sluice_facts* facts) {
   __u32 from = skb->ingress_ifindex;
-  if (from == 0) return 1;
+  if (from == 0 || slot->workload_is_egress)
+    return 1; /* the host itself; beyond a device that leads outside */
   if (skb->pkt_type != 0 /* PACKET_HOST: routed */) {
     __u32* index = bpf_map_lookup_elem(&interfaces, &from);
     return !(index && *index);
@@ -165,7 +167,7 @@ static __always_inline void sluice_note_inbound(struct __sk_buff* skb,
     return;
   }
   if (word_flags & SLUICE_FLAG_REPLIES && sluice_opens_flow(slot, facts, &key) &&
-      sluice_is_from_outside(skb, facts))
+      sluice_is_from_outside(skb, slot, facts))
     sluice_note_flow(&key, SLUICE_FLOW_INBOUND);
 }
 

@@ -1,0 +1,125 @@
+// The data plane on the real kernel. Owns the pinned tree, the programs, the maps and every link;
+// see DESIGN section 5.
+//
+// What survives this process: links, filters and maps. open() adopts them: it loads this release's
+// programs against the pinned maps and updates each link in place, so no packet goes unjudged and
+// no policy is lost.
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "base/fd.hpp"
+#include "config/config.hpp"
+#include "dataplane/background.hpp"
+#include "dataplane/data_plane.hpp"
+#include "dataplane/link_facts.hpp"
+#include "dataplane/pinned_tree.hpp"
+#include "dataplane/policy_store.hpp"
+#include "dataplane/port_set_table.hpp"
+#include "dataplane/programs.hpp"
+#include "dataplane/slot_table.hpp"
+
+struct ring_buffer;
+
+namespace sluice {
+
+class KernelDataPlane final : public DataPlane {
+ public:
+  // Nothing is attached or changed when it fails.
+  [[nodiscard]] static Result<std::unique_ptr<KernelDataPlane>> open(const HostConfig& config);
+  // What an uninstall does: removes every filter and the pinned tree. No daemon may be running.
+  [[nodiscard]] static Status detach_all(const HostConfig& config);
+  ~KernelDataPlane() override;
+
+  [[nodiscard]] const KernelFeatures& features() const { return features_; }
+
+  [[nodiscard]] std::vector<KernelAttachment> adopted() override;
+  [[nodiscard]] Result<KernelAttachment> attach(const InterfaceTarget& target,
+                                                const PublishRequest* initial) override;
+  [[nodiscard]] Result<KernelAttachment> attach(const CgroupTarget& target,
+                                                const PublishRequest* initial) override;
+  Status detach(std::uint32_t slot) override;
+  [[nodiscard]] Result<Generation> publish(const PublishRequest& request) override;
+  [[nodiscard]] Status learn(std::uint32_t slot, std::span<const LearnedAddress> addresses,
+                             std::span<const PortRange> ports) override;
+  Status revoke(std::uint32_t slot,
+                std::span<const std::array<std::uint8_t, 16>> addresses) override;
+  [[nodiscard]] Result<Counters> counters(std::uint32_t slot) override;
+  [[nodiscard]] std::vector<std::uint64_t> reason_counters() override;
+  [[nodiscard]] Status set_guards(const GuardSettings& guards) override;
+  [[nodiscard]] std::vector<int> poll_fds() override;
+  void poll(const DataPlaneEvents& events) override;
+
+ private:
+  // What the kernel has of one attachment, beside its slot.
+  struct Live {
+    std::string name;        // interface name or cgroup path
+    std::string netns_path;  // interfaces in another namespace
+    bool tcx = false, clsact = false;
+    bool converting = false;  // a job attaches TCX links behind the clsact filters
+    std::uint32_t policy = 0;
+    std::set<std::array<std::uint8_t, 16>> learned;
+  };
+
+  KernelDataPlane(const HostConfig& config, KernelFeatures features, std::filesystem::path links,
+                  Programs programs, SlotTable slots, const PolicyStore::Maps& policy_maps);
+
+  [[nodiscard]] Status start();  // settings, adoption, events
+  [[nodiscard]] Status adopt();
+  [[nodiscard]] Status adopt_interface(std::uint32_t index, Live& live);
+  [[nodiscard]] Status adopt_cgroup(std::uint32_t index, Live& live);
+  void forget(std::uint32_t index);
+
+  [[nodiscard]] Result<std::uint32_t> free_slot();
+  [[nodiscard]] std::string pin(std::uint32_t index, const char* hook) const;
+  [[nodiscard]] KernelAttachment describe(std::uint32_t index) const;
+  [[nodiscard]] Status point_interface(std::uint32_t index, bool on);
+  [[nodiscard]] Status filter_interface(std::uint32_t index, Live& live);
+  void unfilter_interface(std::uint32_t index, const Live& live);
+  void convert_to_tcx(std::uint32_t index);
+  void watch_links();
+  void read_link_events(const DataPlaneEvents& events);
+  void audit(const DataPlaneEvents& events);
+  void sweep_learned();
+  void start_grace_period();
+  void target_gone(std::uint32_t index, const std::string& reason, const DataPlaneEvents& events);
+  void task_moved(const sluice_event& event);
+  void sever(std::uint32_t index);
+  [[nodiscard]] Status guard_uplink(const std::string& name);
+  [[nodiscard]] Status guard_cgroup(const std::string& path);
+  [[nodiscard]] Status trust(const std::vector<std::string>& names);
+
+  HostConfig config_;
+  KernelFeatures features_;
+  std::filesystem::path links_;
+  Programs programs_;
+  SlotTable slots_;
+  PolicyStore policies_;
+  PortSetTable port_sets_;
+  std::map<std::uint32_t, Live> live_;
+  std::set<std::uint32_t> adopted_;  // not claimed yet
+  std::uint64_t own_netns_ = 0;
+  std::uint32_t next_scope_ = 1;
+  GuardSettings guards_;
+  std::set<std::string> guard_pins_;  // file names of the pins that the guards in force have
+
+  Fd link_events_;  // rtnetlink: devices that go, so that their ifindex is cleared before it is
+                    // reused
+  Fd task_attached_, task_forked_;
+  ring_buffer* events_ = nullptr;
+  const DataPlaneEvents* sink_ = nullptr;  // during poll()
+  std::vector<sluice_event> moves_;
+  bool grace_running_ = false;
+  std::uint64_t last_audit_ = 0, last_sweep_ = 0, lost_moves_ = 0;
+  Background background_;  // last: its jobs use what is above
+};
+
+[[nodiscard]] std::uint64_t random_incarnation();
+
+}  // namespace sluice

@@ -1,0 +1,225 @@
+// What the kernel tells: denials, tasks that enter cgroups, devices that go. And the slow work
+// beside: grace periods, expired learned addresses, an audit of what should be attached.
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <linux/membarrier.h>
+#include <linux/rtnetlink.h>
+#include <net/if.h>
+#include <spdlog/spdlog.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "dataplane/cgroup_filter.hpp"
+#include "dataplane/kernel_data_plane.hpp"
+#include "dataplane/socket_sweep.hpp"
+#include "dataplane/tc_filter.hpp"
+
+namespace sluice {
+namespace {
+
+constexpr std::uint64_t kSecond = 1'000'000'000;
+constexpr std::uint64_t kAuditInterval = 5 * kSecond, kSweepInterval = 10 * kSecond;
+constexpr std::size_t kMaxSweep =
+    4096;  // learned addresses looked at in one sweep of one attachment
+
+}  // namespace
+
+void KernelDataPlane::watch_links() {
+  link_events_ = Fd(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, NETLINK_ROUTE));
+  sockaddr_nl address{};
+  address.nl_family = AF_NETLINK;
+  address.nl_groups = RTMGRP_LINK;
+  if (!link_events_ ||
+      bind(link_events_.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0)
+    spdlog::warn("cannot watch links: {}; devices that go are noticed by the audit, every 5 s",
+                 strerror(errno));
+}
+
+std::vector<int> KernelDataPlane::poll_fds() {
+  return {ring_buffer__epoll_fd(events_), link_events_.get(), background_.fd()};
+}
+
+void KernelDataPlane::target_gone(std::uint32_t index, const std::string& reason,
+                                  const DataPlaneEvents& events) {
+  forget(index);
+  if (events.on_target_gone) events.on_target_gone(index, reason);
+}
+
+void KernelDataPlane::read_link_events(const DataPlaneEvents& events) {
+  alignas(nlmsghdr) char buffer[32768];
+  while (true) {
+    const ssize_t got = recv(link_events_.get(), buffer, sizeof(buffer), 0);
+    if (got < 0 && errno == ENOBUFS) {
+      last_audit_ = 0;  // messages were lost: look at everything
+      continue;
+    }
+    if (got <= 0) return;
+    auto length = static_cast<unsigned>(got);
+    for (const auto* header = reinterpret_cast<const nlmsghdr*>(buffer); NLMSG_OK(header, length);
+         header = NLMSG_NEXT(header, length)) {
+      if (header->nlmsg_type != RTM_DELLINK && header->nlmsg_type != RTM_NEWLINK) continue;
+      const auto* info = static_cast<const ifinfomsg*>(NLMSG_DATA(header));
+      if (info->ifi_family == AF_BRIDGE)
+        continue;  // a port left its bridge; the device is still there
+      if (header->nlmsg_type == RTM_NEWLINK) {
+        if (guards_.uplinks.empty()) continue;
+        char name[IF_NAMESIZE];
+        if (if_indextoname(static_cast<unsigned>(info->ifi_index), name) == nullptr) continue;
+        if (std::ranges::find(guards_.uplinks, name) != guards_.uplinks.end())
+          if (auto guarded = guard_uplink(name); !guarded)
+            spdlog::error("guard: {}", guarded.error().message);
+        if (std::ranges::find(guards_.trusted, name) != guards_.trusted.end()) [[maybe_unused]]
+          const auto trusted = trust(guards_.trusted);
+        continue;
+      }
+      const auto ifindex = static_cast<std::uint32_t>(info->ifi_index);
+      bpf_map_delete_elem(programs_.map(Map::trusted_interfaces), &ifindex);
+      for (const auto& [index, live] : live_) {
+        const sluice_slot& slot = slots_.at(index);
+        if (slot.type != SLUICE_TYPE_INTERFACE || slot.ifindex != ifindex ||
+            slot.netns_cookie != own_netns_)
+          continue;
+        target_gone(index, "the interface is gone", events);
+        break;
+      }
+    }
+  }
+}
+
+// What netlink does not tell, or told while nobody could listen.
+void KernelDataPlane::audit(const DataPlaneEvents& events) {
+  std::vector<std::pair<std::uint32_t, std::string>> gone;
+  const auto root = find_cgroup2();
+  for (auto& [index, live] : live_) {
+    const sluice_slot& slot = slots_.at(index);
+    if (slot.type == SLUICE_TYPE_CGROUP) {
+      struct stat info {};
+      const auto path =
+          root ? *root / std::filesystem::path(live.name).relative_path() : std::filesystem::path{};
+      if (root && (stat(path.c_str(), &info) != 0 || info.st_ino != slot.cgroup_id))
+        gone.emplace_back(index, "the cgroup is gone");
+      continue;
+    }
+    if (slot.netns_cookie != own_netns_) {
+      auto link = open_link(pin(index, "from"));
+      if (live.tcx && (!link || tcx_ifindex(link->get()) == 0))
+        gone.emplace_back(index, "the interface is gone");
+      continue;
+    }
+    char name[IF_NAMESIZE];
+    if (if_indextoname(slot.ifindex, name) == nullptr) {
+      gone.emplace_back(index, "the interface is gone");
+    } else if (live.clsact && !live.converting) {
+      // Another tool may have deleted the qdisc and our filter with it.
+      const Hook hook = slot.workload_is_egress != 0 ? Hook::egress : Hook::ingress;
+      if (has_clsact(slot.ifindex, hook)) continue;
+      spdlog::error("{}: its clsact filter was removed by someone else; attaching it again",
+                    live.name);
+      if (auto attached = filter_interface(index, live); !attached)
+        spdlog::error("{}: unfiltered: {}", live.name, attached.error().message);
+    }
+  }
+  for (const auto& [index, reason] : gone) target_gone(index, reason, events);
+}
+
+void KernelDataPlane::sweep_learned() {
+  const std::uint64_t now = boot_now().nanoseconds;
+  for (auto& [index, live] : live_) {
+    std::size_t looked = 0;
+    for (auto it = live.learned.begin(); it != live.learned.end() && looked < kMaxSweep; ++looked) {
+      sluice_learned_key key{};
+      sluice_learned value{};
+      key.scope = slots_.at(index).scope;
+      std::memcpy(key.address, it->data(), 16);
+      const int map = programs_.map(Map::learned);
+      if (bpf_map_lookup_elem(map, &key, &value) == 0 && value.grace_until > now) {
+        ++it;
+        continue;
+      }
+      bpf_map_delete_elem(map, &key);
+      it = live.learned.erase(it);
+    }
+  }
+}
+
+// Heap space that no word refers to may still be read by a program that began before the flip.
+// MEMBARRIER_CMD_GLOBAL waits for an RCU grace period, which no such program outlives.
+void KernelDataPlane::start_grace_period() {
+  if (grace_running_) return;
+  auto retired = policies_.take_retired();
+  if (retired.empty()) return;
+  grace_running_ = true;
+  background_.run([this, retired = std::move(retired)]() -> Background::Completion {
+    if (syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) != 0)
+      sleep(1);  // nohz_full kernels refuse it
+    return [this, retired] {
+      policies_.reclaim(retired);
+      grace_running_ = false;
+    };
+  });
+}
+
+void KernelDataPlane::poll(const DataPlaneEvents& events) {
+  sink_ = &events;
+  ring_buffer__consume(events_);
+  sink_ = nullptr;
+  background_.complete();
+  read_link_events(events);
+  const std::uint64_t now = boot_now().nanoseconds;
+  if (now - last_audit_ > kAuditInterval) {
+    last_audit_ = now;
+    audit(events);
+    const std::uint32_t zero = 0;
+    std::uint64_t lost = 0;
+    bpf_map_lookup_elem(programs_.map(Map::lost_moves), &zero, &lost);
+    if (lost != lost_moves_) {
+      lost_moves_ = lost;
+      task_moved({});  // every task of every attached cgroup
+    }
+  }
+  if (now - last_sweep_ > kSweepInterval) {
+    last_sweep_ = now;
+    sweep_learned();
+  }
+  start_grace_period();
+}
+
+// `event.pid` 0: every task of the cgroup; `event.cgroup_id` 0: of every attached cgroup.
+void KernelDataPlane::task_moved(const sluice_event& event) {
+  if (!features_.task_events) return;
+  SocketSweep sweep;
+  sweep.iterator_program = programs_.program(Program::list_sockets);
+  for (const auto& [index, live] : live_)
+    if (slots_.at(index).type == SLUICE_TYPE_CGROUP)
+      sweep.attached[slots_.at(index).cgroup_id] = live.name;
+  if (sweep.attached.empty()) return;
+  sweep.task = event.pid;
+  sweep.cgroup_id = event.cgroup_id;
+  background_.run([sweep = std::move(sweep)]() -> Background::Completion {
+    shut_foreign_sockets(sweep);
+    return {};
+  });
+}
+
+// A tightening: the next packet is judged afresh anyway; this lets applications notice.
+void KernelDataPlane::sever(std::uint32_t index) {
+  const sluice_slot& slot = slots_.at(index);
+  slots_.set_sever_until(index, boot_now().nanoseconds + 60 * kSecond);
+  if (slot.type != SLUICE_TYPE_CGROUP) return;
+  SeverRequest request;
+  request.path = live_.at(index).name;
+  request.programs = &programs_;
+  request.slot = index;
+  background_.run([request]() -> Background::Completion {
+    destroy_denied_sockets(request);
+    return {};
+  });
+}
+
+}  // namespace sluice

@@ -1,0 +1,146 @@
+// The two guards that close the moment before discovery (bpf/guards.h).
+
+#include <bpf/bpf.h>
+#include <fcntl.h>
+#include <net/if.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstring>
+
+#include "dataplane/cgroup_filter.hpp"
+#include "dataplane/kernel_data_plane.hpp"
+#include "dataplane/tc_filter.hpp"
+
+namespace sluice {
+namespace fs = std::filesystem;
+namespace {
+
+// The bit that tc_from sets in skb->mark once a packet was judged and passed. One bit, so that
+// marks of other tools survive; a tool that overwrites the whole mark makes the guard drop, never
+// pass.
+constexpr std::uint32_t kJudgedMark = 0x20000000;
+
+}  // namespace
+
+Status KernelDataPlane::guard_uplink(const std::string& name) {
+  auto link = read_link(name);
+  if (!link) return std::unexpected(link.error());
+  auto placement = place(*link, Side::workload_egress);
+  if (!placement) return std::unexpected(placement.error());
+  const int program =
+      programs_.program(placement->link_layer == SLUICE_LINK_ETHERNET ? Program::uplink_ethernet
+                                                                      : Program::uplink_raw_ip);
+  const std::string pin_name = fmt::format("uplink-{}", link->ifindex);
+  const auto pin_path = links_ / pin_name;
+  if (config_.tc_mechanism == "clsact" || !features_.tcx) {
+    if (auto attached = attach_clsact(link->ifindex, Hook::egress, program); !attached)
+      return attached;
+    return {};
+  }
+  if (auto existing = open_link(pin_path); existing) {
+    if (tcx_ifindex(existing->get()) == link->ifindex) {
+      guard_pins_.insert(pin_name);
+      return update_link(existing->get(), program);
+    }
+    unlink(pin_path.c_str());
+  }
+  if (auto made = attach_tcx(link->ifindex, Hook::egress, program, pin_path); !made)
+    return std::unexpected(made.error());
+  guard_pins_.insert(pin_name);
+  return {};
+}
+
+Status KernelDataPlane::guard_cgroup(const std::string& path) {
+  auto root = find_cgroup2();
+  if (!root) return std::unexpected(root.error());
+  const auto directory_path = *root / fs::path(path).relative_path();
+  const Fd directory(::open(directory_path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  struct stat info {};
+  if (!directory || fstat(directory.get(), &info) != 0)
+    return fail_with(
+        errno, "guard.cgroups: {}: cannot open the cgroup: {}; create it before sluiced starts",
+        path, strerror(errno));
+  const std::uint64_t id = info.st_ino;
+  const std::uint32_t on = 1;
+  if (bpf_map_update_elem(programs_.map(Map::guarded_cgroups), &id, &on, BPF_ANY) != 0)
+    return fail_with(errno, "guard.cgroups: {}: cannot be entered: {}", path, strerror(errno));
+  const std::string pin_name = fmt::format("guard-{}", id);
+  guard_pins_.insert(pin_name);
+  const int program = programs_.program(Program::guard_cgroup);
+  if (auto existing = open_link(links_ / pin_name); existing)
+    return update_link(existing->get(), program);
+  auto made = attach_cgroup_guard(directory.get(), program, links_ / pin_name);
+  if (!made)
+    return fail_with(made.error().code, "guard.cgroups: {}: {}", path, made.error().message);
+  return {};
+}
+
+Status KernelDataPlane::trust(const std::vector<std::string>& names) {
+  std::set<std::uint32_t> wanted;
+  for (const auto& name : names)
+    if (const unsigned ifindex = if_nametoindex(name.c_str()); ifindex != 0) wanted.insert(ifindex);
+  const int map = programs_.map(Map::trusted_interfaces);
+  std::vector<std::uint32_t> stale;
+  std::uint32_t key = 0, next = 0;
+  for (const void* at = nullptr; bpf_map_get_next_key(map, at, &next) == 0; at = &key) {
+    key = next;
+    if (!wanted.contains(key)) stale.push_back(key);
+  }
+  for (const std::uint32_t ifindex : stale) bpf_map_delete_elem(map, &ifindex);
+  const std::uint32_t trusted = SLUICE_GUARD_TRUSTED;
+  for (const std::uint32_t ifindex : wanted)
+    if (bpf_map_update_elem(map, &ifindex, &trusted, BPF_ANY) != 0)
+      return fail_with(errno, "guard.trusted: interface {} cannot be entered: {}", ifindex,
+                       strerror(errno));
+  return {};
+}
+
+Status KernelDataPlane::set_guards(const GuardSettings& guards) {
+  // Uplinks are trusted as sources too: what comes in from outside and is routed on is not a
+  // workload's.
+  std::vector<std::string> trusted = guards.trusted;
+  trusted.insert(trusted.end(), guards.uplinks.begin(), guards.uplinks.end());
+  // Attached packets must carry the mark before the first uplink asks for it.
+  sluice_settings settings{};
+  const std::uint32_t zero = 0;
+  bpf_map_lookup_elem(programs_.map(Map::settings), &zero, &settings);
+  if (!guards.uplinks.empty()) {
+    settings.judged_mark = kJudgedMark;
+    bpf_map_update_elem(programs_.map(Map::settings), &zero, &settings, BPF_ANY);
+  }
+  if (auto done = trust(trusted); !done) return done;
+  const auto before = std::exchange(guard_pins_, {});
+  for (const auto& name : guards.uplinks)
+    if (auto done = guard_uplink(name); !done) {
+      guard_pins_.insert(before.begin(), before.end());
+      return fail_with(done.error().code, "guard.uplinks: {}", done.error().message);
+    }
+  for (const auto& path : guards.parent_cgroups)
+    if (auto done = guard_cgroup(path); !done) {
+      guard_pins_.insert(before.begin(), before.end());
+      return done;
+    }
+  guards_ = guards;
+  guards_.trusted = trusted;
+  // Guards that are no longer wanted, of this process or of an earlier one.
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(links_, error)) {
+    const std::string name = entry.path().filename().string();
+    if (guard_pins_.contains(name)) continue;
+    if (name.starts_with("guard-")) {
+      const std::uint64_t id = std::strtoull(name.c_str() + 6, nullptr, 10);
+      unlink(entry.path().c_str());
+      bpf_map_delete_elem(programs_.map(Map::guarded_cgroups), &id);
+    } else if (name.starts_with("uplink-")) {
+      unlink(entry.path().c_str());
+    }
+  }
+  if (guards.uplinks.empty() && settings.judged_mark != 0) {
+    settings.judged_mark = 0;
+    bpf_map_update_elem(programs_.map(Map::settings), &zero, &settings, BPF_ANY);
+  }
+  return {};
+}
+
+}  // namespace sluice

@@ -1,0 +1,33 @@
+// The `port_sets` map: what ports a learned address is good for. Content-addressed; index 0 is
+// "every protocol and port". Entries are small and few (one per distinct `ports` list of a domain
+// rule), and are never rewritten while in use.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <span>
+#include <vector>
+
+#include "base/result.hpp"
+#include "layout.h"
+#include "policy/model.hpp"
+
+namespace sluice {
+
+class PortSetTable {
+ public:
+  PortSetTable(int map, std::uint32_t entries);
+  // The index of the set. ENOSPC when the table is full, E2BIG when the set has too many spans.
+  [[nodiscard]] Result<std::uint32_t> index_of(std::span<const PortRange> ports);
+  // The index of the union of an existing set and `ports`: an address that two rules resolve keeps
+  // the ports of both.
+  [[nodiscard]] Result<std::uint32_t> united(std::uint32_t index, std::span<const PortRange> ports);
+
+ private:
+  int map_;
+  std::uint32_t entries_;
+  std::map<std::vector<PortRange>, std::uint32_t> known_;
+  std::vector<std::vector<PortRange>> sets_;
+};
+
+}  // namespace sluice

@@ -1,0 +1,33 @@
+// Sockets that a cgroup's own hooks do not reach, or that outlive a permission. Both walk in the
+// background: they open files of other processes and network namespaces.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+
+#include "dataplane/programs.hpp"
+
+namespace sluice {
+
+// A socket belongs to the cgroup it was made in. One that a task brings into an attached cgroup
+// from elsewhere is shut (pidfd_getfd and shutdown, which also ends unconnected UDP); a packet
+// socket cannot be shut: it is reported.
+struct SocketSweep {
+  int iterator_program = -1;                      // sluice_list_sockets
+  std::map<std::uint64_t, std::string> attached;  // cgroup id -> path
+  std::uint32_t task = 0;                         // thread group; 0: every task of the cgroup
+  std::uint64_t cgroup_id = 0;                    // where the task went; 0: every attached cgroup
+};
+void shut_foreign_sockets(const SocketSweep& sweep);
+
+// After a tightening: TCP connections of a cgroup's sockets to destinations that its policy now
+// denies are reset (SOCK_DESTROY), so that applications notice at once.
+struct SeverRequest {
+  std::string path;
+  const Programs* programs = nullptr;
+  std::uint32_t slot = 0;
+};
+void destroy_denied_sockets(const SeverRequest& request);
+
+}  // namespace sluice

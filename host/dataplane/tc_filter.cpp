@@ -1,0 +1,114 @@
+#include "dataplane/tc_filter.hpp"
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+namespace sluice {
+namespace {
+
+// Debian 12's headers end before TCX; the kernel's values (include/uapi/linux/bpf.h, 6.6).
+constexpr int kTcxIngress = 46, kTcxEgress = 47;
+constexpr std::uint32_t kBefore = 1u << 3;  // BPF_F_BEFORE without a relative: the head of the list
+
+// The tail of bpf_attr.link_create as of 6.6.
+struct LinkCreate {
+  std::uint32_t program, ifindex, attach_type, flags;
+  std::uint32_t relative;
+  std::uint32_t padding;
+  std::uint64_t expected_revision;
+};
+// bpf_link_info as of 6.6, for TCX.
+struct TcxInfo {
+  std::uint32_t type, id, program_id, padding;
+  std::uint32_t ifindex, attach_type;
+  char rest[64];
+};
+
+// Ours among a device's filters: first in the chain, and a handle that spells its owner.
+constexpr std::uint32_t kPriority = 1, kHandle = 0x51c3;
+
+bpf_tc_hook make_hook(std::uint32_t ifindex, Hook hook) {
+  bpf_tc_hook made{};
+  made.sz = sizeof(made);
+  made.ifindex = static_cast<int>(ifindex);
+  made.attach_point = hook == Hook::ingress ? BPF_TC_INGRESS : BPF_TC_EGRESS;
+  return made;
+}
+
+bpf_tc_opts make_options() {
+  bpf_tc_opts options{};
+  options.sz = sizeof(options);
+  options.handle = kHandle;
+  options.priority = kPriority;
+  return options;
+}
+
+}  // namespace
+
+Result<Fd> attach_tcx(std::uint32_t ifindex, Hook hook, int program,
+                      const std::filesystem::path& pin) {
+  LinkCreate create{};
+  create.program = static_cast<std::uint32_t>(program);
+  create.ifindex = ifindex;
+  create.attach_type = hook == Hook::ingress ? kTcxIngress : kTcxEgress;
+  create.flags = kBefore;
+  Fd link(static_cast<int>(syscall(SYS_bpf, BPF_LINK_CREATE, &create, sizeof(create))));
+  if (!link)
+    return fail_with(errno, "interface {}: cannot attach a TCX link: {}", ifindex, strerror(errno));
+  if (bpf_obj_pin(link.get(), pin.c_str()) != 0)
+    return fail_with(errno, "interface {}: cannot pin its link at {}: {}", ifindex, pin.string(),
+                     strerror(errno));
+  return link;
+}
+
+Status attach_clsact(std::uint32_t ifindex, Hook hook, int program) {
+  auto place = make_hook(ifindex, hook);
+  if (const int error = bpf_tc_hook_create(&place); error != 0 && error != -EEXIST)
+    return fail_with(-error, "interface {}: cannot add the clsact qdisc: {}", ifindex,
+                     strerror(-error));
+  auto options = make_options();
+  options.prog_fd = program;
+  options.flags = BPF_TC_F_REPLACE;
+  if (const int error = bpf_tc_attach(&place, &options); error != 0)
+    return fail_with(-error, "interface {}: cannot attach a clsact filter: {}", ifindex,
+                     strerror(-error));
+  return {};
+}
+
+bool has_clsact(std::uint32_t ifindex, Hook hook) {
+  const auto place = make_hook(ifindex, hook);
+  auto options = make_options();
+  return bpf_tc_query(&place, &options) == 0;
+}
+
+void detach_clsact(std::uint32_t ifindex, Hook hook) {
+  const auto place = make_hook(ifindex, hook);
+  const auto options = make_options();
+  bpf_tc_detach(&place, &options);
+}
+
+Result<Fd> open_link(const std::filesystem::path& pin) {
+  Fd link(bpf_obj_get(pin.c_str()));
+  if (!link) return fail_with(errno, "{}: {}", pin.string(), strerror(errno));
+  return link;
+}
+
+Status update_link(int link, int program) {
+  if (bpf_link_update(link, program, nullptr) != 0)
+    return fail_with(errno, "cannot update a link: {}", strerror(errno));
+  return {};
+}
+
+std::uint32_t tcx_ifindex(int link) {
+  TcxInfo info{};
+  std::uint32_t length = sizeof(info);
+  if (bpf_obj_get_info_by_fd(link, &info, &length) != 0) return 0;
+  return info.ifindex;
+}
+
+}  // namespace sluice
