@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * The walk alone, in the kernel: for the test that its verdicts are those of user space, and for the benchmark. The
- * element accessor is the one of the data plane (bpf/kernel.h); the maps have its types.
+ * maps have the types of the data plane's (bpf/maps.h).
  */
 #include <linux/bpf.h>
 
@@ -66,15 +66,6 @@ struct {
 
 static __u64 test_now; /* the test moves the clock */
 
-static __always_inline const union sluice_element *sluice_element_at(const struct sluice_policy *policy, __u32 index) {
-  if (policy->blob == 0) {
-    __u32 element = policy->base + index;
-    return bpf_map_lookup_elem(&heap, &element);
-  }
-  __u32 blob = policy->blob;
-  void *inner = bpf_map_lookup_elem(&blobs, &blob);
-  return inner ? bpf_map_lookup_elem(inner, &index) : 0;
-}
 static __always_inline __u64 sluice_now(void) { return test_now; }
 
 #include "../../../bpf/policy_walk.h"
