@@ -815,7 +815,8 @@ class Lab:
         for name, value in (("seg6_enabled", 1), ("rpl_seg_enabled", 1)):
             with contextlib.suppress(OSError):
                 self.host.sysctl(**{f"ipv6__conf__all__{name}": value, f"ipv6__conf__default__{name}": value})
-        self.internet.sysctl(ipv4__icmp_ratelimit=0, ipv4__icmp_echo_ignore_broadcasts=1)
+        self.internet.sysctl(ipv4__icmp_ratelimit=0, ipv4__icmp_echo_ignore_broadcasts=1, ipv6__ip_nonlocal_bind=1,
+                             ipv4__ip_nonlocal_bind=1)
         self.host.batch(f"link add uplink type veth peer name i0 netns {self.internet.name}")
         for prefix in INTERNET_PREFIXES4:
             self.internet.ip("route", "add", "local", prefix, "dev", "lo")
