@@ -342,8 +342,38 @@ cidrs = ["{D4}/32", "{D6}/128"]
         lab.wait_filtered(lab.daemon(policy))
         for address in (A4, A6, P4, P6):
             assert lab_module.udp_exchange(lab.guest, address, 9999) == "ok"
-        for address in (D4, D6, "64:ff9b::cb00:7142", "2002:cb00:7142::1", "::ffff:" + D4):
-            if not address.startswith("::ffff"):
-                assert lab_module.udp_exchange(lab.guest, address, 9999, timeout=0.5) != "ok", address
-        # The floor holds though everything is allowed.
-        assert lab_module.udp_exchange(lab.guest, "169.254.169.254", 9999, timeout=0.5) != "ok"
+        for address in (D4, D6, "64:ff9b::cb00:7142", "2002:cb00:7142::1"):
+            assert lab_module.udp_exchange(lab.guest, address, 9999, timeout=0.5) != "ok", address
+
+
+@pytest.mark.parametrize("rules,may_overrule,passes", [
+    ('cidrs = ["0.0.0.0/0", "::/0"]', True, False),
+    (f'cidrs = ["{lab_module.METADATA4}/32", "{lab_module.METADATA6}/128"]', False, False),
+    (f'cidrs = ["{lab_module.METADATA4}/32", "{lab_module.METADATA6}/128"]', True, True),
+], ids=["allowing-everything", "a-source-that-may-not", "as-specific-and-may"])
+def test_the_floor_holds_unless_the_operator_overrules_it_as_specifically(rules, may_overrule, passes):
+    policy = f'''
+[[policy]]
+name = "floor"
+match = {{ class = "vm" }}
+mode = "allowlist"
+[[policy.allow]]
+cidrs = ["198.51.100.0/24", "2001:db8:a::/48"]
+[[policy.allow]]
+{rules}
+'''
+    config = lab_module.INTERFACES_CONFIG.replace('library  = "static"', 'library  = "static"\noverrides_floor = ' + (
+        "true" if may_overrule else "false"))
+    with Lab(ROUTED) as lab:
+        lab.serve()
+        lab.wait_filtered(lab.daemon(policy, config))
+        for address in (lab_module.METADATA4, lab_module.METADATA6):
+            assert (lab_module.udp_exchange(lab.guest, address, 9999, timeout=3 if passes else 0.5) == "ok") == passes
+        assert lab_module.udp_exchange(lab.guest, A4, 9999) == "ok"
+
+
+def test_control_metadata_answers_when_nothing_filters():
+    with Lab(ROUTED) as lab:
+        lab.serve()
+        for address in (lab_module.METADATA4, lab_module.METADATA6, D4, D6, "64:ff9b::cb00:7142", "2002:cb00:7142::1"):
+            assert lab_module.udp_exchange(lab.guest, address, 9999) == "ok", address
