@@ -30,16 +30,16 @@ enum class Side : std::uint8_t {
 };
 
 struct InterfaceTarget {
-  std::string name;  // for messages; identity is ifindex and namespace
+  std::string name = {};  // for messages; identity is ifindex and namespace
   std::uint32_t ifindex = 0;
   std::uint64_t netns_cookie = 0;  // 0: the daemon's own namespace
-  std::string
-      netns_path;  // how to enter another namespace ("/run/netns/x"); empty: the daemon's own
+  // How to enter another namespace ("/run/netns/x"); empty: the daemon's own.
+  std::string netns_path = {};
   Side side = Side::automatic;
 };
 
 struct CgroupTarget {
-  std::string path;  // below the cgroup2 mount, "/machine.slice/vm-7.scope"
+  std::string path = {};  // below the cgroup2 mount, "/machine.slice/vm-7.scope"
   std::uint64_t cgroup_id =
       0;  // inode number; 0: look it up. A directory made anew under the name is another target.
 };
@@ -76,7 +76,7 @@ struct KernelAttachment {
 struct PublishRequest {
   std::uint32_t slot = 0;
   Mode mode = Mode::block_all;
-  AttachmentOptions options;
+  AttachmentOptions options = {};
   const CompiledPolicy* policy =
       nullptr;              // null: keep the policy in force, change mode and options only
   bool tightening = false;  // sever what the new policy denies

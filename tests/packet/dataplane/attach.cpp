@@ -1,0 +1,176 @@
+// The data plane on the real kernel, in a network namespace and a bpffs directory of the test's
+// own: what an attach, a publish and an adoption do to real packets.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+
+#include "packet/dataplane/lab.hpp"
+
+using namespace sluice;
+using sluice::test::Lab;
+
+namespace {
+
+Layer allow(std::initializer_list<const char*> prefixes, Mode mode = Mode::allowlist) {
+  Layer layer;
+  layer.mode = mode;
+  for (const char* text : prefixes) {
+    Rule rule;
+    rule.action = Action::allow;
+    rule.prefix = Prefix::parse(text).value();
+    layer.rules.push_back(rule);
+  }
+  return layer;
+}
+
+CompiledPolicy compiled(const Layer& layer) {
+  const LayerInput input{&layer, true};
+  return compile(std::span(&input, 1), Floor{}, boot_now()).value();
+}
+
+}  // namespace
+
+TEST_CASE("a new attachment drops everything until a policy is published") {
+  Lab lab;
+  auto plane = lab.open();
+  REQUIRE(lab.ping4());
+  auto attached =
+      plane->attach(InterfaceTarget{.name = "host0", .ifindex = lab.ifindex("host0")}, nullptr);
+  REQUIRE_MESSAGE(attached, attached.error().message);
+  CHECK_FALSE(lab.ping4());
+  CHECK_FALSE(lab.ping6());
+
+  const auto policy = compiled(allow({"192.0.2.1/32", "2001:db8::1/128"}));
+  PublishRequest request{.slot = attached->slot, .mode = Mode::allowlist, .policy = &policy};
+  auto generation = plane->publish(request);
+  REQUIRE_MESSAGE(generation, generation.error().message);
+  CHECK(lab.ping4());
+  CHECK(lab.ping6());
+
+  const auto other = compiled(allow({"198.51.100.0/24"}));
+  request.policy = &other;
+  REQUIRE(plane->publish(request));
+  CHECK_FALSE(lab.ping4());
+  CHECK_FALSE(lab.ping6());
+
+  const auto counters = plane->counters(attached->slot);
+  REQUIRE(counters);
+  CHECK(counters->allowed_packets > 0);
+  CHECK(counters->denied_packets > 0);
+
+  REQUIRE(plane->detach(attached->slot));
+  CHECK(lab.ping4());
+}
+
+TEST_CASE("a policy stays in force without the daemon, and the next one adopts it") {
+  Lab lab;
+  std::uint64_t incarnation = 0;
+  for (const char* mechanism : {"clsact", "tcx"}) {
+    CAPTURE(mechanism);
+    lab.config.tc_mechanism = mechanism;
+    {
+      auto plane = lab.open();
+      auto attached =
+          plane->attach(InterfaceTarget{.name = "host0", .ifindex = lab.ifindex("host0")}, nullptr);
+      REQUIRE(attached);
+      incarnation = attached->incarnation;
+      const auto policy = compiled(allow({"192.0.2.1/32"}));
+      REQUIRE(plane->publish({.slot = attached->slot, .mode = Mode::allowlist, .policy = &policy}));
+    }
+    CHECK(lab.ping4());
+    CHECK_FALSE(lab.ping6());
+    auto plane = lab.open();
+    const auto adopted = plane->adopted();
+    REQUIRE(adopted.size() == 1);
+    CHECK(adopted[0].incarnation == incarnation);
+    CHECK(adopted[0].mode == Mode::allowlist);
+    CHECK(adopted[0].mechanism == mechanism);
+    CHECK(lab.ping4());
+    CHECK_FALSE(lab.ping6());
+    auto claimed =
+        plane->attach(InterfaceTarget{.name = "host0", .ifindex = lab.ifindex("host0")}, nullptr);
+    REQUIRE(claimed);
+    CHECK(claimed->incarnation == incarnation);
+    CHECK(plane->adopted().empty());
+    REQUIRE(plane->detach(claimed->slot));
+    CHECK(lab.ping6());
+  }
+}
+
+TEST_CASE("clsact at once, TCX behind it, and no packet unjudged on the way") {
+  Lab lab;
+  lab.config.tc_mechanism = "auto";
+  auto plane = lab.open();
+  if (!plane->features().tcx) return;
+  auto attached =
+      plane->attach(InterfaceTarget{.name = "host0", .ifindex = lab.ifindex("host0")}, nullptr);
+  REQUIRE(attached);
+  CHECK(attached->mechanism == "clsact");
+  std::string mechanism;
+  for (int i = 0; i < 100 && mechanism != "tcx"; ++i) {
+    CHECK_FALSE(lab.ping4());
+    plane->poll({});
+    mechanism =
+        plane->attach(InterfaceTarget{.name = "host0", .ifindex = lab.ifindex("host0")}, nullptr)
+            ->mechanism;
+  }
+  CHECK(mechanism == "tcx");
+  CHECK_FALSE(lab.ping4());
+}
+
+TEST_CASE("a device that goes frees its slot, and its ifindex means nothing any more") {
+  Lab lab;
+  auto plane = lab.open();
+  const std::uint32_t ifindex = lab.ifindex("host0");
+  auto attached = plane->attach(InterfaceTarget{.name = "host0", .ifindex = ifindex}, nullptr);
+  REQUIRE(attached);
+  lab.run("ip link del host0");
+  std::uint32_t gone = 0;
+  DataPlaneEvents events;
+  events.on_target_gone = [&](std::uint32_t slot, const std::string&) { gone = slot; };
+  plane->poll(events);
+  CHECK(gone == attached->slot);
+  auto again = plane->attach(InterfaceTarget{.name = "host0", .ifindex = ifindex}, nullptr);
+  REQUIRE_FALSE(again);
+  CHECK(again.error().code == ENODEV);
+}
+
+TEST_CASE("a changed table size carries everything over to new maps") {
+  Lab lab;
+  {
+    auto plane = lab.open();
+    auto attached =
+        plane->attach(InterfaceTarget{.name = "host0", .ifindex = lab.ifindex("host0")}, nullptr);
+    REQUIRE(attached);
+    const auto policy = compiled(allow({"192.0.2.1/32"}));
+    REQUIRE(plane->publish({.slot = attached->slot, .mode = Mode::allowlist, .policy = &policy}));
+  }
+  lab.config.max_attachments = 300;
+  lab.config.heap_kib = 2048;
+  lab.config.max_flows = 4096;
+  auto plane = lab.open();
+  REQUIRE(plane->adopted().size() == 1);
+  CHECK(lab.ping4());
+  CHECK_FALSE(lab.ping6());
+}
+
+TEST_CASE("learned addresses open what they name, for their ports, until they end") {
+  Lab lab;
+  auto plane = lab.open();
+  auto attached =
+      plane->attach(InterfaceTarget{.name = "host0", .ifindex = lab.ifindex("host0")}, nullptr);
+  REQUIRE(attached);
+  const auto policy = compiled(allow({"198.51.100.0/24"}));
+  REQUIRE(plane->publish({.slot = attached->slot, .mode = Mode::allowlist, .policy = &policy}));
+  CHECK_FALSE(lab.ping4());
+  LearnedAddress learned;
+  learned.address = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 1};
+  learned.active_until = learned.grace_until = {boot_now().nanoseconds + 60'000'000'000ull};
+  const PortRange tcp_only{.protocol = 6};
+  REQUIRE(plane->learn(attached->slot, std::span(&learned, 1), std::span(&tcp_only, 1)));
+  CHECK_FALSE(lab.ping4());
+  const PortRange icmp{.protocol = 1};
+  REQUIRE(plane->learn(attached->slot, std::span(&learned, 1), std::span(&icmp, 1)));
+  CHECK(lab.ping4());
+  REQUIRE(plane->revoke(attached->slot, std::span(&learned.address, 1)));
+  CHECK_FALSE(lab.ping4());
+}
