@@ -272,10 +272,12 @@ void CgroupTree::hint(Number parent, const std::string& name) {
 void CgroupTree::handle(const Hierarchy::Event& event) {
   using What = Hierarchy::Event::What;
   if (event.what == What::overflow) {
-    host_.log(discovery::LogLevel::warning,
-              "cgroup events were lost because too many came at once; looking through all again "
-              "(fs.inotify.max_queued_events, now " +
-                  read_line("/proc/sys/fs/inotify/max_queued_events") + ", makes this rarer)");
+    // In a storm the queue overflows again before the tree is through; once says it.
+    if (!is_listing_)
+      host_.log(discovery::LogLevel::warning,
+                "cgroup events were lost because too many came at once; looking through all again "
+                "(fs.inotify.max_queued_events, now " +
+                    read_line("/proc/sys/fs/inotify/max_queued_events") + ", makes this rarer)");
     relist();
     return;
   }

@@ -35,7 +35,9 @@ class Hierarchy {
   // of the answer are of the same directory, even if another takes its name in the meantime.
   virtual Look look(const std::string& path, bool inside) = 0;
   virtual void unwatch(int watch) = 0;
-  // In order, at most `most`; fewer means that there are none left.
+  // In order, at most `most`. Fewer: there are none left. As many: ask again, without waiting for
+  // fd().
+
   virtual std::vector<Event> events(std::size_t most) = 0;
 };
 

@@ -1,0 +1,3 @@
+#include "cgroups/plugin.hpp"
+
+SLUICE_PLUGIN(sluice::cgroups::CgroupsPlugin)

@@ -1,0 +1,3 @@
+#include "interfaces/plugin.hpp"
+
+SLUICE_PLUGIN(sluice::interfaces::InterfacesPlugin)
