@@ -16,19 +16,11 @@
 #include <vector>
 
 #include "base/result.hpp"
+#include "config/errors.hpp"
 #include "dataplane/data_plane.hpp"
 #include "policy/model.hpp"
 
 namespace sluice {
-
-// One fault, ready to print: "file:line:column: text".
-struct ConfigError {
-  std::string file;
-  std::uint32_t line = 0, column = 0;
-  std::string text;
-  [[nodiscard]] std::string message() const;
-};
-using ConfigErrors = std::vector<ConfigError>;
 
 struct HostConfig {
   std::vector<std::filesystem::path> plugin_path{"/usr/lib/sluice/plugins"};

@@ -1,0 +1,108 @@
+#include "config/errors.hpp"
+
+#include <spdlog/fmt/fmt.h>
+
+#include <algorithm>
+#include <iterator>
+#include <numeric>
+
+namespace sluice {
+namespace {
+
+// Edits from one to the other; swapped neighbours count once.
+std::size_t distance(std::string_view a, std::string_view b) {
+  std::vector<std::size_t> before(b.size() + 1), last(b.size() + 1), now(b.size() + 1);
+  std::iota(last.begin(), last.end(), std::size_t{0});
+  for (std::size_t i = 1; i <= a.size(); ++i) {
+    now[0] = i;
+    for (std::size_t j = 1; j <= b.size(); ++j) {
+      const std::size_t replaced = last[j - 1] + (a[i - 1] == b[j - 1] ? 0 : 1);
+      now[j] = std::min({last[j] + 1, now[j - 1] + 1, replaced});
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
+        now[j] = std::min(now[j], before[j - 2] + 1);
+    }
+    std::swap(before, last);
+    std::swap(last, now);
+  }
+  return last[b.size()];
+}
+
+}  // namespace
+
+std::string ConfigError::message() const {
+  if (line == 0) return fmt::format("{}: {}", file, text);
+  if (column == 0) return fmt::format("{}:{}: {}", file, line, text);
+  return fmt::format("{}:{}:{}: {}", file, line, column, text);
+}
+
+void ErrorList::add(TextPosition at, std::string text) {
+  if (errors_.size() >= kShown) {
+    ++hidden_;
+    return;
+  }
+  errors_.push_back({.file = file_, .line = at.line, .column = at.column, .text = std::move(text)});
+}
+
+void ErrorList::add(ConfigErrors errors) {
+  for (auto& error : errors) {
+    if (errors_.size() >= kShown)
+      ++hidden_;
+    else
+      errors_.push_back(std::move(error));
+  }
+}
+
+ConfigErrors ErrorList::take() {
+  std::ranges::stable_sort(
+      errors_, {}, [](const ConfigError& error) { return std::pair(error.line, error.column); });
+  if (hidden_ > 0) {
+    errors_.push_back(
+        {.file = file_,
+         .text = fmt::format("{} more errors are not shown; mend these first", hidden_)});
+    hidden_ = 0;
+  }
+  return std::exchange(errors_, {});
+}
+
+std::string in_quotes(std::string_view text) {
+  constexpr std::size_t kLongest = 64;
+  std::string out = "\"";
+  for (const char c : text.substr(0, kLongest)) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (c == '"' || c == '\\') {
+      out += '\\';
+      out += c;
+    } else if (byte < 0x20 || byte >= 0x7f) {
+      fmt::format_to(std::back_inserter(out), "\\x{:02x}", byte);
+    } else {
+      out += c;
+    }
+  }
+  out += text.size() > kLongest ? "\"..." : "\"";
+  return out;
+}
+
+std::string_view nearest(std::string_view text, const std::vector<std::string_view>& known) {
+  constexpr std::size_t kLongest = 64;  // the distance costs the product of the lengths
+  if (text.size() > kLongest) return {};
+  std::string_view best;
+  std::size_t best_distance = std::max<std::size_t>(1, std::min<std::size_t>(3, text.size() / 2));
+  for (const auto candidate : known) {
+    const std::size_t edits = distance(text, candidate);
+    const bool is_nearer = best.empty() ? edits <= best_distance : edits < best_distance;
+    if (!is_nearer || edits >= candidate.size()) continue;
+    best = candidate;
+    best_distance = edits;
+  }
+  return best;
+}
+
+std::string suggestion(std::string_view text, const std::vector<std::string_view>& known) {
+  if (const auto best = nearest(text, known); !best.empty())
+    return fmt::format("did you mean {}?", in_quotes(best));
+  std::vector<std::string_view> sorted = known;
+  std::ranges::sort(sorted);
+  return fmt::format("known here: {}", fmt::join(sorted, ", "));
+}
+
+}  // namespace sluice
