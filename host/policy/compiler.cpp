@@ -16,12 +16,14 @@ namespace {
 // ---- prefixes, sorted by address and then length: a prefix stands before all that it covers
 // ------
 
+// Different things that rules of one policy can say (24 bits of an Entry4).
+constexpr std::uint32_t kMaxShapes = 1u << 24;
+
 // IPv4 in one word, so that a million of them sort and scan in the cache's favour.
 struct Entry4 {
   std::uint64_t packed;  // address, 8 bits of length, 24 bits of shape
 
   static constexpr unsigned kBits = 32;
-  static constexpr std::uint32_t kMaxShapes = 1u << 24;
   static Entry4 make(const Prefix& prefix, std::uint32_t shape) {
     std::uint64_t address = 0;
     for (int i = 0; i < 4; ++i) address = address << 8 | prefix.address[i];
@@ -42,7 +44,6 @@ struct Entry6 {
   std::uint32_t length_, shape_;
 
   static constexpr unsigned kBits = 128;
-  static constexpr std::uint32_t kMaxShapes = UINT32_MAX;
   static Entry6 make(const Prefix& prefix, std::uint32_t shape) {
     std::uint64_t high = 0, low = 0;
     for (int i = 0; i < 8; ++i) high = high << 8 | prefix.address[i];
@@ -801,7 +802,7 @@ Result<CompiledPolicy> compile(std::span<const LayerInput> layers, const Floor& 
           policy.next_expiry = rule.expires;
       }
       const std::uint32_t shape = shapes.of(rule, layers[l].overrules_floor);
-      if (shape >= Entry4::kMaxShapes)
+      if (shape >= kMaxShapes)
         return at_rule(l, r, rule,
                        "too many different port sets and expiries in one policy; give rules that "
                        "were made together one expiry");
