@@ -6,7 +6,8 @@
  * Rules that hold everywhere:
  *   - Every struct that may grow opens with `size`, the writer's sizeof. A field at or beyond `size` is absent. Fields
  *     are only appended; that raises SLUICE_ABI_MINOR. A change of threading or meaning is a new major and a new
- *     entry symbol.
+ *     entry symbol. An array of such structs advances by the writer's `size`, the same in all its elements; none is
+ *     embedded in another. Structs without `size` never change.
  *   - Nothing throws across. A call returns 0 (or a count) on success and a negative errno otherwise; a call that fails
  *     changes nothing.
  *   - Pointers passed in are borrowed for the length of the call, both ways. Strings are {data, length}, UTF-8, not
@@ -125,7 +126,7 @@ struct sluice_attachment_info {
   sluice_attachment id;
   uint64_t incarnation;
   uint64_t generation;
-  struct sluice_target target;
+  const struct sluice_target *target; /* a pointer, because it may grow */
   const struct sluice_label *labels;
   size_t label_count;
   struct sluice_string discovered_by; /* instance name of the discovery */
@@ -287,7 +288,9 @@ struct sluice_observer_services {
   int (*list)(struct sluice_host *, void (*each)(void *context, const struct sluice_attachment_info *), void *context);
 };
 
-/* Given to create(). Tables of roles the plugin does not hold are null. */
+/* Given to create(). Tables of roles the plugin does not hold are null. The tables live until destroy() has returned; the
+   `host` handle for ever, so that a thread the plugin forgot is answered -ESHUTDOWN. Services tagged [strand] answer -EPERM
+   on another thread and in create(), -ESHUTDOWN after stop() and in quarantine. */
 struct sluice_services {
   uint32_t size;
   uint32_t abi_minor; /* the host's */
@@ -302,7 +305,8 @@ struct sluice_services {
 /* ---- what a plugin offers -------------------------------------------------------------------------------------------- */
 
 /* Functions that a plugin does not need may be null, except create, start, stop and destroy. A function that fails returns a
-   negative errno and writes up to `capacity` bytes of text, terminated, into `message`. */
+   negative errno and writes up to `capacity` bytes of text, terminated, into `message`. An event (on_..., attachment_...,
+   domain_rules, denials, plugin_state) that returns a negative errno fails the instance, as failed() does. */
 struct sluice_plugin {
   uint32_t size;
   uint32_t abi_minor; /* the plugin's */
@@ -311,7 +315,8 @@ struct sluice_plugin {
   uint32_t option_count;
   const struct sluice_option *options;
 
-  /* [loader] Reads the configuration, opens nothing that lasts. Also called by --check, in a throwaway process. */
+  /* [loader] Reads the configuration, opens nothing that lasts. Counted against the start deadline. Also called by --check,
+     in a throwaway process. */
   int (*create)(const struct sluice_services *, const struct sluice_config *, void **self, char *message, size_t capacity);
   /* [strand] Within the start deadline (10 s). */
   int (*start)(void *self, char *message, size_t capacity);

@@ -194,7 +194,8 @@ inline Labels labels_of(const sluice_label* labels, std::size_t count) {
   return result;
 }
 
-inline Target target_of(const sluice_target& raw) {
+inline Target target_of(const sluice_target* writers) {
+  const auto raw = known_part(writers);
   if (raw.kind == SLUICE_TARGET_INTERFACE)
     return InterfaceTarget{copy(raw.name), raw.ifindex, static_cast<Side>(raw.side),
                            copy(raw.netns_path)};
