@@ -4,30 +4,10 @@
 #include <doctest/doctest.h>
 
 #include "packet/dataplane/lab.hpp"
+#include "packet/dataplane/policies.hpp"
 
 using namespace sluice;
-using sluice::test::Lab;
-
-namespace {
-
-Layer allow(std::initializer_list<const char*> prefixes, Mode mode = Mode::allowlist) {
-  Layer layer;
-  layer.mode = mode;
-  for (const char* text : prefixes) {
-    Rule rule;
-    rule.action = Action::allow;
-    rule.prefix = Prefix::parse(text).value();
-    layer.rules.push_back(rule);
-  }
-  return layer;
-}
-
-CompiledPolicy compiled(const Layer& layer) {
-  const LayerInput input{&layer, true};
-  return compile(std::span(&input, 1), Floor{}, boot_now()).value();
-}
-
-}  // namespace
+using namespace sluice::test;
 
 TEST_CASE("a new attachment drops everything until a policy is published") {
   Lab lab;

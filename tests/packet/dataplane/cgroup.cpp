@@ -1,0 +1,230 @@
+// The cgroup programs on the real kernel: a process in a filtered cgroup, its sockets, and those it
+// brought along.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <arpa/inet.h>
+#include <doctest/doctest.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <fstream>
+#include <thread>
+
+#include "dataplane/cgroup_filter.hpp"
+#include "packet/dataplane/lab.hpp"
+#include "packet/dataplane/policies.hpp"
+
+using namespace sluice;
+using namespace sluice::test;
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr const char* kAllowed = "192.0.2.2";
+constexpr const char* kDenied = "192.0.2.3";
+
+// A cgroup of the test's own, removed again with what is in it.
+class Cgroup {
+ public:
+  explicit Cgroup(const std::string& name)
+      : path_("/" + name), directory_(find_cgroup2().value() / name) {
+    fs::create_directory(directory_);
+  }
+  ~Cgroup() {
+    std::ofstream(directory_ / "cgroup.kill") << "1";
+    for (int i = 0; i < 100 && rmdir(directory_.c_str()) != 0; ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  void enter() const { std::ofstream(directory_ / "cgroup.procs") << getpid() << std::flush; }
+  [[nodiscard]] CgroupTarget target() const { return {.path = path_}; }
+
+ private:
+  std::string path_;
+  fs::path directory_;
+};
+
+sockaddr_in address(const char* text, std::uint16_t port) {
+  sockaddr_in to{};
+  to.sin_family = AF_INET;
+  to.sin_port = htons(port);
+  inet_pton(AF_INET, text, &to.sin_addr);
+  return to;
+}
+
+int send_to(int socket, const char* where) {
+  const sockaddr_in to = address(where, 4000);
+  return sendto(socket, "x", 1, 0, reinterpret_cast<const sockaddr*>(&to), sizeof(to)) == 1 ? 0
+                                                                                            : errno;
+}
+
+int connect_to(const char* where) {
+  const Fd socket(::socket(AF_INET, SOCK_STREAM, 0));
+  const sockaddr_in to = address(where, 4000);
+  return connect(socket.get(), reinterpret_cast<const sockaddr*>(&to), sizeof(to)) == 0 ? 0 : errno;
+}
+
+// Runs `body` in a child that first enters the cgroup; its return value, at most 255.
+template <typename Body>
+int in_cgroup(const Cgroup& cgroup, const Body& body) {
+  const pid_t child = fork();
+  if (child == 0) {
+    cgroup.enter();
+    _exit(body());
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  return WEXITSTATUS(status);
+}
+
+struct Filtered {
+  Lab lab;
+  Cgroup cgroup{fmt::format("sluice-test-{}", getpid())};
+  std::unique_ptr<KernelDataPlane> plane = lab.open();
+  KernelAttachment attachment;
+
+  Filtered() {
+    lab.in_guest("ip addr add 192.0.2.3/24 dev guest0");
+    auto attached = plane->attach(cgroup.target(), nullptr);
+    REQUIRE_MESSAGE(attached, attached.error().message);
+    attachment = *attached;
+  }
+  void publish(const Layer& layer, bool tightening = false) const {
+    const auto policy = compiled(layer);
+    auto done = plane->publish({.slot = attachment.slot,
+                                .mode = *layer.mode,
+                                .policy = &policy,
+                                .tightening = tightening});
+    REQUIRE_MESSAGE(done, done.error().message);
+  }
+};
+
+}  // namespace
+
+TEST_CASE(
+    "a process in a filtered cgroup reaches what policy allows, and is told EPERM at once for the "
+    "rest") {
+  Filtered here;
+  here.publish(allow({"192.0.2.2/32"}));
+  CHECK(in_cgroup(here.cgroup, [] { return connect_to(kAllowed); }) == ECONNREFUSED);
+  CHECK(in_cgroup(here.cgroup, [] { return connect_to(kDenied); }) == EPERM);
+  CHECK(in_cgroup(here.cgroup,
+                  [] { return send_to(Fd(socket(AF_INET, SOCK_DGRAM, 0)).get(), kAllowed); }) == 0);
+  CHECK(in_cgroup(here.cgroup, [] {
+          return send_to(Fd(socket(AF_INET, SOCK_DGRAM, 0)).get(), kDenied);
+        }) == EPERM);
+  CHECK(connect_to(kDenied) == ECONNREFUSED);  // outside the cgroup nothing changed
+  const auto counters = here.plane->counters(here.attachment.slot);
+  REQUIRE(counters);
+  CHECK(counters->denied_packets >= 2);
+  CHECK(counters->allowed_packets >= 2);
+}
+
+TEST_CASE("a child cgroup is under its parent's filter") {
+  Filtered here;
+  here.publish(allow({"192.0.2.2/32"}));
+  const Cgroup child(fmt::format("sluice-test-{}/child", getpid()));
+  CHECK(in_cgroup(child, [] { return connect_to(kDenied); }) == EPERM);
+  CHECK(in_cgroup(child, [] { return connect_to(kAllowed); }) == ECONNREFUSED);
+}
+
+TEST_CASE("a socket made outside and brought into the cgroup is shut") {
+  Filtered here;
+  here.publish(allow({"192.0.2.2/32"}));
+  int gate[2];
+  REQUIRE(pipe(gate) == 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    const Fd udp(socket(AF_INET, SOCK_DGRAM, 0));
+    if (send_to(udp.get(), kDenied) != 0) _exit(1);
+    here.cgroup.enter();
+    char go = 0;
+    [[maybe_unused]] const ssize_t got = read(gate[0], &go, 1);
+    _exit(send_to(udp.get(), kDenied) == EPIPE ? 0 : 2);
+  }
+  // The move is an event; the sweep runs behind it.
+  for (int i = 0; i < 50; ++i) {
+    here.plane->poll({});
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  CHECK(write(gate[1], "g", 1) == 1);
+  int status = 0;
+  waitpid(child, &status, 0);
+  CHECK(WEXITSTATUS(status) == 0);
+}
+
+TEST_CASE("a tightening resets the connection that it denies, and no other") {
+  Filtered here;
+  here.publish(allow({"192.0.2.0/24"}));
+  here.lab.in_guest(
+      "cd /; for a in 192.0.2.2 192.0.2.3; do (timeout 20 /usr/bin/python3 -c \"import "
+      "socket,time; "
+      "s=socket.socket(); s.setsockopt(1,2,1); s.bind((\\\"$a\\\",4001)); s.listen(); "
+      "c=s.accept(); "
+      "time.sleep(15)\" &) ; done; sleep 1");
+  int ready[2], gate[2];
+  REQUIRE(pipe(ready) == 0);
+  REQUIRE(pipe(gate) == 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    here.cgroup.enter();
+    const Fd kept(socket(AF_INET, SOCK_STREAM, 0)), cut(socket(AF_INET, SOCK_STREAM, 0));
+    const sockaddr_in a = address(kAllowed, 4001), b = address(kDenied, 4001);
+    if (connect(kept.get(), reinterpret_cast<const sockaddr*>(&a), sizeof(a)) != 0) _exit(1);
+    if (connect(cut.get(), reinterpret_cast<const sockaddr*>(&b), sizeof(b)) != 0) _exit(2);
+    [[maybe_unused]] ssize_t done = write(ready[1], "r", 1);
+    char go = 0;
+    done = read(gate[0], &go, 1);
+    if (send(kept.get(), "x", 1, MSG_NOSIGNAL) != 1) _exit(3);
+    char byte = 0;
+    const ssize_t got = recv(cut.get(), &byte, 1, MSG_DONTWAIT);
+    _exit(got < 0 && (errno == ECONNABORTED || errno == ECONNRESET) ? 0 : 4);
+  }
+  char go = 0;
+  REQUIRE(read(ready[0], &go, 1) == 1);
+  here.publish(allow({"192.0.2.2/32"}), true);
+  for (int i = 0; i < 30; ++i) {
+    here.plane->poll({});
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  CHECK(write(gate[1], "g", 1) == 1);
+  int status = 0;
+  waitpid(child, &status, 0);
+  CHECK(WEXITSTATUS(status) == 0);
+}
+
+TEST_CASE("a filtered cgroup stays filtered without the daemon, and is adopted with its path") {
+  Filtered here;
+  here.publish(allow({"192.0.2.2/32"}));
+  here.plane.reset();
+  CHECK(in_cgroup(here.cgroup, [] { return connect_to(kDenied); }) == EPERM);
+  CHECK(in_cgroup(here.cgroup, [] { return connect_to(kAllowed); }) == ECONNREFUSED);
+  here.plane = here.lab.open();
+  const auto adopted = here.plane->adopted();
+  REQUIRE(adopted.size() == 1);
+  REQUIRE(adopted[0].cgroup);
+  CHECK(adopted[0].cgroup->path == here.cgroup.target().path);
+  CHECK(adopted[0].incarnation == here.attachment.incarnation);
+  CHECK(in_cgroup(here.cgroup, [] { return connect_to(kDenied); }) == EPERM);
+}
+
+TEST_CASE("the cgroup guard drops what an unattached child sends") {
+  Lab lab;
+  auto plane = lab.open();
+  const Cgroup parent(fmt::format("sluice-guard-{}", getpid()));
+  const Cgroup child(fmt::format("sluice-guard-{}/child", getpid()));
+  auto guarded =
+      plane->set_guards({.uplinks = {}, .trusted = {}, .parent_cgroups = {parent.target().path}});
+  REQUIRE_MESSAGE(guarded, guarded.error().message);
+  const auto send_udp = [] { return send_to(Fd(socket(AF_INET, SOCK_DGRAM, 0)).get(), kAllowed); };
+  CHECK(in_cgroup(child, send_udp) == EPERM);
+  auto attached = plane->attach(child.target(), nullptr);
+  REQUIRE(attached);
+  const auto policy = compiled(allow({"192.0.2.2/32"}));
+  REQUIRE(plane->publish({.slot = attached->slot, .mode = Mode::allowlist, .policy = &policy}));
+  CHECK(in_cgroup(child, send_udp) == 0);
+  REQUIRE(plane->set_guards({}));
+}
