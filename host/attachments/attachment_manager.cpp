@@ -1297,6 +1297,19 @@ std::vector<AttachmentInfo> AttachmentManager::attachments_of(const std::string&
   return infos;
 }
 
+bool AttachmentManager::all_listed() const {
+  return std::ranges::all_of(instances_, [](const auto& entry) {
+    const auto& [name, instance] = entry;
+    return !instance.roles.discovery || instance.state == InstanceState::down || instance.listed;
+  });
+}
+
+std::string AttachmentManager::name_of(AttachmentId id) const {
+  const auto found = attachments_.find(id.value);
+  if (found == attachments_.end()) return fmt::format("attachment {:x}", id.value);
+  return target_name(found->second->target);
+}
+
 AttachmentManager::Tally AttachmentManager::tally() const {
   return {.attachments = attachments_.size(),
           .unclaimed = unclaimed_,

@@ -107,6 +107,11 @@ class AttachmentManager final : public Core {
     std::uint64_t compiles = 0, publishes = 0;
   };
   [[nodiscard]] Tally tally() const;
+  // Every discovery that runs has said that it has listed what exists; one that failed is not
+  // waited for.
+  [[nodiscard]] bool all_listed() const;
+  // Interface name or cgroup path; the number where there is no such attachment any more.
+  [[nodiscard]] std::string name_of(AttachmentId id) const;
 
  private:
   struct Attachment;

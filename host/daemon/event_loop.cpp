@@ -27,12 +27,22 @@ void EventLoop::post(Task task) {
   bool first = false;
   {
     const std::lock_guard lock(mutex_);
+    if (closed_) return;
     first = posted_.empty();
     posted_.push_back(std::move(task));
   }
   if (!first) return;  // somebody has rung already
   const std::uint64_t one = 1;
   [[maybe_unused]] const auto written = ::write(wake_.get(), &one, sizeof one);
+}
+
+void EventLoop::close() {
+  std::vector<Task> leftover;  // destroyed without the lock: a task's end may post
+  {
+    const std::lock_guard lock(mutex_);
+    closed_ = true;
+    leftover.swap(posted_);
+  }
 }
 
 Status EventLoop::watch(int fd, Task on_readable) {
@@ -50,12 +60,12 @@ void EventLoop::unwatch(int fd) {
   if (watched_.erase(fd) != 0) epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
 }
 
-EventLoop::TimerId EventLoop::after(Clock::duration delay, Task task) {
+EventLoop::TimerId EventLoop::after(Duration delay, Task task) {
   timers_[++last_timer_] = {Clock::now() + delay, {}, std::move(task)};
   return last_timer_;
 }
 
-EventLoop::TimerId EventLoop::every(Clock::duration interval, Task task) {
+EventLoop::TimerId EventLoop::every(Duration interval, Task task) {
   timers_[++last_timer_] = {Clock::now() + interval, interval, std::move(task)};
   return last_timer_;
 }
@@ -69,12 +79,12 @@ void EventLoop::run() {
   while (running_) turn(std::chrono::hours(1));
 }
 
-void EventLoop::turn(Clock::duration patience) {
+void EventLoop::turn(Duration patience) {
   auto until = Clock::now() + patience;
   for (const auto& [id, timer] : timers_) until = std::min(until, timer.due);
   // Rounded up, so that a timer is due when the wait ends.
   const auto wait = std::chrono::ceil<std::chrono::milliseconds>(
-      std::max(Clock::duration::zero(), until - Clock::now()));
+      std::max(Duration::zero(), until - Clock::now()));
   std::array<epoll_event, 32> events;
   const int count = epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()),
                                static_cast<int>(wait.count()));
@@ -114,7 +124,7 @@ void EventLoop::run_timers() {
     const auto found = timers_.find(id);
     if (found == timers_.end()) continue;  // cancelled by one that ran just now
     auto task = found->second.task;
-    if (found->second.interval == Clock::duration::zero()) {
+    if (found->second.interval == Duration::zero()) {
       timers_.erase(found);
     } else {
       found->second.due = now + found->second.interval;

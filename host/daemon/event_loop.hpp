@@ -15,42 +15,42 @@
 
 #include "base/fd.hpp"
 #include "base/result.hpp"
+#include "plugins/core_loop.hpp"
 
 namespace sluice {
 
-class EventLoop {
+class EventLoop final : public CoreLoop {
  public:
-  using Task = std::function<void()>;
   using Clock = std::chrono::steady_clock;
-  using TimerId = std::uint64_t;
 
   [[nodiscard]] static Result<std::unique_ptr<EventLoop>> create();
   EventLoop(const EventLoop&) = delete;
   EventLoop& operator=(const EventLoop&) = delete;
 
-  // [any] Runs on the loop's thread, in order of posting. What is posted after run() has returned
-  // runs when run() is called again, or never.
-  void post(Task task);
+  // [any] Runs on the loop's thread, in order of posting. After close() it is destroyed at once.
+  void post(Task task) override;
+  // [loop] Destroys what was posted and did not run, and whatever is posted from now on.
+  void close();
 
   // [loop] `fd` stays the caller's; unwatch it before it is closed.
   [[nodiscard]] Status watch(int fd, Task on_readable);
   void unwatch(int fd);
 
   // [loop]
-  TimerId after(Clock::duration delay, Task task);
-  TimerId every(Clock::duration interval, Task task);
-  void cancel(TimerId id);
+  TimerId after(Duration delay, Task task) override;
+  TimerId every(Duration interval, Task task);
+  void cancel(TimerId id) override;
 
   // [loop] Runs tasks until stop(). Tasks run between waits; none is waited for.
   void run();
   void stop() { running_ = false; }
   // [loop] Runs what is ready and returns; waits at most `patience` for something to be.
-  void turn(Clock::duration patience);
+  void turn(Duration patience);
 
  private:
   struct Timer {
     Clock::time_point due;
-    Clock::duration interval;  // zero: once
+    Duration interval;  // zero: once
     Task task;
   };
   EventLoop(Fd epoll, Fd wake) : epoll_(std::move(epoll)), wake_(std::move(wake)) {}
@@ -64,6 +64,7 @@ class EventLoop {
   TimerId last_timer_ = 0;
   std::mutex mutex_;
   std::vector<Task> posted_;  // under mutex_
+  bool closed_ = false;       // under mutex_
 };
 
 }  // namespace sluice

@@ -1,0 +1,46 @@
+#include "daemon/load.hpp"
+
+#include "daemon/closed_core.hpp"
+#include "daemon/event_loop.hpp"
+#include "policy/compiler.hpp"
+
+namespace sluice {
+
+PluginHostSettings plugin_settings(const Config& config, uid_t library_owner) {
+  PluginHostSettings settings;
+  settings.libraries.directories = config.host.plugin_path;
+  settings.libraries.owner = library_owner;
+  settings.config_directory = config.file.parent_path();
+  settings.state_directory = config.host.state_dir;
+  return settings;
+}
+
+std::expected<LoadedConfig, ConfigErrors> load_everything(const std::filesystem::path& file,
+                                                          uid_t library_owner) {
+  auto config = load_config(file);
+  if (!config) return std::unexpected(std::move(config.error()));
+  ConfigErrors errors;
+  const auto fault = [&](const Error& error) {
+    errors.push_back({.file = config->file.string(), .text = error.message});
+  };
+  if (auto floor = compile({}, config->floor, boot_now()); !floor) fault(floor.error());
+
+  auto loop = EventLoop::create();
+  if (!loop) {
+    fault(loop.error());
+    return std::unexpected(std::move(errors));
+  }
+  ClosedCore nothing_to_ask;
+  PluginHost host(nothing_to_ask, **loop, plugin_settings(*config, library_owner));
+  auto plugins = host.prepare(config->plugins);
+  if (!plugins) {
+    errors.insert(errors.end(), plugins.error().begin(), plugins.error().end());
+    return std::unexpected(std::move(errors));
+  }
+  const auto wires = check_wires(*plugins, config->wires, config->file);
+  errors.insert(errors.end(), wires.begin(), wires.end());
+  if (!errors.empty()) return std::unexpected(std::move(errors));
+  return LoadedConfig{std::move(*config), std::move(*plugins)};
+}
+
+}  // namespace sluice

@@ -1,0 +1,26 @@
+// Everything that can be known of a configuration before anything is touched: the file, its
+// plugins' libraries and options, its wires, its floor.
+#pragma once
+
+#include <sys/types.h>
+
+#include <expected>
+#include <filesystem>
+
+#include "config/config.hpp"
+#include "plugins/plugin_host.hpp"
+
+namespace sluice {
+
+struct LoadedConfig {
+  Config config;
+  PreparedPlugins plugins;
+};
+
+[[nodiscard]] PluginHostSettings plugin_settings(const Config& config, uid_t library_owner);
+
+// Every error, not the first one. Libraries are loaded (and stay loaded); no plugin is created.
+[[nodiscard]] std::expected<LoadedConfig, ConfigErrors> load_everything(
+    const std::filesystem::path& file, uid_t library_owner);
+
+}  // namespace sluice
