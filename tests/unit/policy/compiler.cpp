@@ -446,6 +446,38 @@ TEST_CASE("a chain too long for the kernel is refused, by rule") {
   CHECK(nested.error().message.find("192.0.2.7/32") != std::string::npos);
 }
 
+TEST_CASE("a chain written to be endless is refused, not worked through") {
+  // 300,000 decisions that cannot be joined: the square of that would not end within this test.
+  Policy policy;
+  for (std::uint32_t i = 0; i < 300000; ++i) {
+    Rule one = deny("192.0.2.0/24", {}, kNow + 1 + i);
+    one.ports = {{.protocol = 6,
+                  .any_port = false,
+                  .first = static_cast<std::uint16_t>(i % 30000 * 2),
+                  .last = static_cast<std::uint16_t>(i % 30000 * 2)}};
+    policy.source.push_back(one);
+  }
+  CHECK(policy.compiled().error().code == E2BIG);
+  // Unless none of them is ever asked.
+  policy.operators_own = {deny("192.0.2.0/24")};
+  CHECK(policy.compiled()->elements.size() == 1);
+}
+
+TEST_CASE("what an allow would say beyond an unconditional deny does not count against the chain") {
+  Policy policy;
+  for (int i = 0; i < 100; ++i) {
+    Rule one = allow("192.0.2.0/24");
+    one.ports = {{.protocol = static_cast<std::uint8_t>(100 + i),
+                  .any_port = true,
+                  .first = 0,
+                  .last = 65535}};
+    policy.source.push_back(one);
+  }
+  CHECK(!policy.compiled());
+  policy.source.push_back(deny("192.0.2.0/24"));
+  check(policy, {{"192.0.2.1", "proto/100", "deny"}});
+}
+
 TEST_CASE("many ports of one prefix share decisions, four spans each") {
   Policy policy;
   Rule wide = allow("10.0.0.0/8");
