@@ -1,0 +1,276 @@
+// The service tables: C functions over PluginRun and Core.
+#include <cstring>
+
+#include "plugins/plugin_run.hpp"
+
+namespace sluice {
+namespace {
+
+std::shared_ptr<PluginRun> run_of(sluice_host* host) {
+  const std::lock_guard lock(host->mutex);
+  return host->run;
+}
+
+// The barrier downwards: an allocation that fails in the host must not unwind into the plugin.
+template <typename Work>
+int served(sluice_host* host, const char* service, Work&& work) noexcept {
+  try {
+    const auto run = run_of(host);
+    if (!run) return -ESHUTDOWN;
+    if (const int refused = run->admit(service); refused != 0) return refused;
+    return work(*run);
+  } catch (const std::bad_alloc&) {
+    return -ENOMEM;
+  } catch (...) {
+    return -EIO;
+  }
+}
+
+int refuse(const Error& error, sluice_applied* into = nullptr) {
+  abi::write_error(into, error);
+  return -(error.code > 0 ? error.code : EIO);
+}
+int answer(const Status& status, sluice_applied* into = nullptr) {
+  return status ? 0 : refuse(status.error(), into);
+}
+int answer(const Result<Applied>& result, sluice_applied* into) {
+  if (!result) return refuse(result.error(), into);
+  abi::write_applied(into, *result);
+  return 0;
+}
+
+// ---- common -------------------------------------------------------------------------------------
+
+void log(sluice_host* host, std::uint32_t level, sluice_string message) noexcept {
+  try {
+    if (const auto run = run_of(host)) run->log(std::min(level, 4u), abi::view(message));
+  } catch (...) {  // a line that cannot be formatted is not worth a plugin's life
+  }
+}
+std::uint64_t now(sluice_host*) noexcept {
+  return boot_now().nanoseconds;
+}
+int timer_set(sluice_host* host, std::uint64_t id, std::uint64_t delay_ns) noexcept {
+  return served(host, "timer_set",
+                [&](PluginRun& run) { return answer(run.strand().set_timer(id, delay_ns)); });
+}
+int timer_cancel(sluice_host* host, std::uint64_t id) noexcept {
+  return served(host, "timer_cancel",
+                [&](PluginRun& run) { return answer(run.strand().cancel_timer(id)); });
+}
+int fd_watch(sluice_host* host, int fd, std::uint32_t events) noexcept {
+  return served(host, "fd_watch",
+                [&](PluginRun& run) { return answer(run.strand().watch(fd, events)); });
+}
+int fd_unwatch(sluice_host* host, int fd) noexcept {
+  return served(host, "fd_unwatch",
+                [&](PluginRun& run) { return answer(run.strand().unwatch(fd)); });
+}
+int wake(sluice_host* host, std::uint64_t token) noexcept {
+  try {
+    const auto run = run_of(host);
+    return run ? run->wake(token) : -ESHUTDOWN;
+  } catch (...) {
+    return -ENOMEM;
+  }
+}
+void failed(sluice_host* host, sluice_string reason) noexcept {
+  try {
+    if (const auto run = run_of(host)) run->failed(std::string(abi::view(reason)));
+  } catch (...) {
+  }
+}
+
+// ---- discovery ----------------------------------------------------------------------------------
+
+int attach(sluice_host* host, const sluice_target* raw_target, const sluice_label* raw_labels,
+           std::size_t label_count, sluice_attachment* id, sluice_applied* message) noexcept {
+  return served(host, "attach", [&](PluginRun& run) {
+    const auto target = abi::target_from(raw_target);
+    if (!target) return refuse(target.error(), message);
+    const auto labels = abi::labels_from(raw_labels, label_count);
+    if (!labels) return refuse(labels.error(), message);
+    return run.down([&](Core& core) {
+      const auto result = core.attach(run.instance(), *target, *labels);
+      if (!result) return refuse(result.error(), message);
+      if (id != nullptr) *id = result->value;
+      abi::write_applied(message, {});
+      return 0;
+    });
+  });
+}
+int detach(sluice_host* host, sluice_attachment id, sluice_string reason) noexcept {
+  return served(host, "detach", [&](PluginRun& run) {
+    const std::string text(abi::view(reason));
+    return run.down([&](Core& core) { return answer(core.detach(run.instance(), {id}, text)); });
+  });
+}
+int relabel(sluice_host* host, sluice_attachment id, const sluice_label* raw_labels,
+            std::size_t label_count) noexcept {
+  return served(host, "relabel", [&](PluginRun& run) {
+    const auto labels = abi::labels_from(raw_labels, label_count);
+    if (!labels) return refuse(labels.error());
+    return run.down(
+        [&](Core& core) { return answer(core.relabel(run.instance(), {id}, *labels)); });
+  });
+}
+int listed(sluice_host* host) noexcept {
+  return served(host, "listed", [&](PluginRun& run) {
+    return run.down([&](Core& core) { return answer(core.listed(run.instance())); });
+  });
+}
+
+// ---- policy -------------------------------------------------------------------------------------
+
+int replace_layer(sluice_host* host, sluice_attachment id, const sluice_layer* raw,
+                  sluice_applied* applied) noexcept {
+  return served(host, "replace_layer", [&](PluginRun& run) {
+    auto layer = abi::layer_from(raw);
+    if (!layer) return refuse(layer.error(), applied);
+    return run.down([&](Core& core) {
+      return answer(core.replace_layer(run.instance(), {id}, std::move(*layer)), applied);
+    });
+  });
+}
+int update_layer(sluice_host* host, sluice_attachment id, std::uint64_t base,
+                 const sluice_rule* raw_add, std::size_t add_count, const sluice_rule* raw_remove,
+                 std::size_t remove_count, sluice_applied* applied) noexcept {
+  return served(host, "update_layer", [&](PluginRun& run) {
+    auto add = abi::rules_from(raw_add, add_count);
+    if (!add) return refuse(add.error(), applied);
+    auto remove = abi::rules_from(raw_remove, remove_count);
+    if (!remove) return refuse(remove.error(), applied);
+    return run.down([&](Core& core) {
+      return answer(core.update_layer(run.instance(), {id}, Generation{base}, std::move(*add),
+                                      std::move(*remove)),
+                    applied);
+    });
+  });
+}
+int withdraw_layer(sluice_host* host, sluice_attachment id, sluice_applied* applied) noexcept {
+  return served(host, "withdraw_layer", [&](PluginRun& run) {
+    return run.down(
+        [&](Core& core) { return answer(core.withdraw_layer(run.instance(), {id}), applied); });
+  });
+}
+int replace_layers(sluice_host* host, const sluice_attachment* ids, const sluice_layer* raw,
+                   std::size_t count, std::size_t* failed_index, sluice_applied* applied) noexcept {
+  return served(host, "replace_layers", [&](PluginRun& run) {
+    if (count > 0 && (ids == nullptr || raw == nullptr))
+      return refuse({.message = "replace_layers: a count and no lists", .code = EINVAL}, applied);
+    std::vector<LayerChange> changes;
+    changes.reserve(count);
+    for (std::size_t i = 0; i < count; ++i) {
+      auto layer = abi::layer_from(abi::element(raw, i));
+      if (!layer) {
+        if (failed_index != nullptr) *failed_index = i;
+        return refuse(layer.error(), applied);
+      }
+      changes.push_back({{ids[i]}, std::move(*layer)});
+    }
+    return run.down([&](Core& core) {
+      const auto status = core.replace_layers(run.instance(), std::move(changes));
+      if (!status) {
+        if (failed_index != nullptr)
+          *failed_index =
+              status.error().item_index == Error::kNoIndex ? SIZE_MAX : status.error().item_index;
+        return refuse(status.error(), applied);
+      }
+      abi::write_applied(applied, {});
+      return 0;
+    });
+  });
+}
+
+// ---- resolver -----------------------------------------------------------------------------------
+
+int learn(sluice_host* host, sluice_attachment id, const sluice_address* raw, std::size_t count,
+          std::uint64_t ttl_ns, std::uint64_t grace_ns, std::uint32_t rule,
+          sluice_applied* applied) noexcept {
+  return served(host, "learn", [&](PluginRun& run) {
+    const auto addresses = abi::addresses_from(raw, count);
+    if (!addresses) return refuse(addresses.error(), applied);
+    return run.down([&](Core& core) {
+      const auto status = core.learn(run.instance(), {id}, *addresses, ttl_ns, grace_ns, rule);
+      if (status) abi::write_applied(applied, {});
+      return answer(status, applied);
+    });
+  });
+}
+int revoke(sluice_host* host, sluice_attachment id, const sluice_address* raw,
+           std::size_t count) noexcept {
+  return served(host, "revoke", [&](PluginRun& run) {
+    const auto addresses = abi::addresses_from(raw, count);
+    if (!addresses) return refuse(addresses.error());
+    return run.down(
+        [&](Core& core) { return answer(core.revoke(run.instance(), {id}, *addresses)); });
+  });
+}
+
+// ---- observer -----------------------------------------------------------------------------------
+
+int counters(sluice_host* host, sluice_attachment id, sluice_counters_info* into) noexcept {
+  return served(host, "counters", [&](PluginRun& run) {
+    return run.down([&](Core& core) {
+      const auto result = core.counters({id});
+      if (!result) return refuse(result.error());
+      abi::write_counters(into, *result);
+      return 0;
+    });
+  });
+}
+int list(sluice_host* host, void (*each)(void*, const sluice_attachment_info*),
+         void* context) noexcept {
+  return served(host, "list", [&](PluginRun& run) {
+    std::vector<AttachmentInfo> all;
+    const int result = run.down([&](Core& core) {
+      all = core.list();
+      return 0;
+    });
+    if (result < 0) return result;
+    for (const auto& info : all) each(context, abi::RawInfo(info).get());
+    return 0;
+  });
+}
+
+constexpr sluice_common_services kCommon{.size = sizeof(sluice_common_services),
+                                         .log = log,
+                                         .now = now,
+                                         .timer_set = timer_set,
+                                         .timer_cancel = timer_cancel,
+                                         .fd_watch = fd_watch,
+                                         .fd_unwatch = fd_unwatch,
+                                         .wake = wake,
+                                         .failed = failed};
+constexpr sluice_discovery_services kDiscovery{.size = sizeof(sluice_discovery_services),
+                                               .attach = attach,
+                                               .detach = detach,
+                                               .relabel = relabel,
+                                               .listed = listed};
+constexpr sluice_policy_services kPolicy{.size = sizeof(sluice_policy_services),
+                                         .replace_layer = replace_layer,
+                                         .update_layer = update_layer,
+                                         .withdraw_layer = withdraw_layer,
+                                         .replace_layers = replace_layers};
+constexpr sluice_resolver_services kResolver{
+    .size = sizeof(sluice_resolver_services), .learn = learn, .revoke = revoke};
+constexpr sluice_observer_services kObserver{
+    .size = sizeof(sluice_observer_services), .counters = counters, .list = list};
+
+}  // namespace
+
+sluice_services services_for(sluice_host* host, std::uint32_t roles) {
+  const auto held = [&](std::uint32_t role, const auto& table) {
+    return (roles & role) != 0 ? &table : nullptr;
+  };
+  return {.size = sizeof(sluice_services),
+          .abi_minor = SLUICE_ABI_MINOR,
+          .host = host,
+          .common = &kCommon,
+          .discovery = held(SLUICE_ROLE_DISCOVERY, kDiscovery),
+          .policy = held(SLUICE_ROLE_POLICY_SOURCE, kPolicy),
+          .resolver = held(SLUICE_ROLE_RESOLVER, kResolver),
+          .observer = held(SLUICE_ROLE_OBSERVER, kObserver)};
+}
+
+}  // namespace sluice
