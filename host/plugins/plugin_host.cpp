@@ -65,6 +65,7 @@ class PluginHost::Impl final : public PluginOwner,
         settings_(std::move(settings)),
         gate_(std::make_shared<CoreGate>(core, loop)) {
     if (!settings_.log) settings_.log = log_by_spdlog;
+    if (!settings_.check_options) settings_.check_options = check_options;
   }
 
   std::expected<PreparedPlugins, ConfigErrors> prepare(const std::vector<PluginConfig>& plugins);
