@@ -116,6 +116,7 @@ def test_links_that_change_while_no_daemon_runs():
         old = daemon.slot_of(ifindex=lab.host.ifindex("h1"))
         daemon.kill()
         lab.host.ip("link", "delete", "h1")
+        lab.guest.delete()
         guest = lab.add_guest(1)
         daemon.start()
         lab.wait_filtered(daemon)

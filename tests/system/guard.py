@@ -108,8 +108,8 @@ class UplinkLab(Lab):
         return [("ga", self.frame("a", A_TO_A, INTERNET_OF["a"])), ("ga", self.frame("a", A_TO_B, INTERNET_OF["b"])),
                 ("gb", self.frame("b", B_TO_B, INTERNET_OF["b"])), ("gb", self.frame("b", B_TO_A, INTERNET_OF["a"]))]
 
-    def round(self, tenant, index=None):
-        """The link appears, the guest sends at once; when what its policy allows arrives, the link goes again."""
+    def round(self, tenant, index=None, until=lambda: True):
+        """The link appears, the guest sends at once; when what its policy allows arrives (and `until` holds), it goes again."""
         start = len(self.sniffer.frames)
         wanted = A_TO_A if tenant == "a" else B_TO_B
         with_index = f"index {index} " if index else ""
@@ -123,6 +123,7 @@ class UplinkLab(Lab):
         self.host.ip("link", "set", "h1", "master", "br" + tenant)
         eventually(lambda: wanted in self.arrived(start), f"allowed traffic of tenant {tenant}", pause=0.002)
         self.waits.append(time.monotonic() - began)
+        eventually(until, f"tenant {tenant} under its policy")
         self.host.ip("link", "delete", "h1")
 
 
@@ -186,12 +187,12 @@ def test_measured_window_without_the_guard():
     """Not a promise: what the guard is for. Packets to an address that policy denies, until the filter stands."""
     windows, packets = [], []
     with UplinkLab() as lab:
-        lab.daemon(TENANTS, BY_BRIDGE)
+        daemon = lab.daemon(TENANTS, BY_BRIDGE)
         pulse = Pulse(lab.guest, *lab.streams(), interval_us=50)
         try:
             for _ in range(rounds(100, 15)):
                 start = len(lab.sniffer.frames)
-                lab.round("a")
+                lab.round("a", until=lambda: any(slot["mode"] == 1 for slot in daemon.slots()))
                 marker = lab.marker(A_TO_B)
                 times = [at for frame, at in zip(lab.sniffer.frames[start:], lab.sniffer.times[start:]) if marker in frame]
                 windows.append(times[-1] - times[0] if times else 0.0)
@@ -221,7 +222,7 @@ class NewcomerLab(Lab):
         self.parent = self.cgroup("parent")
         self.waits = []
 
-    def round(self, tenant, number, last=b"\0"):
+    def round(self, tenant, number, last=b"\0", until=lambda: True):
         """A process that is in its new cgroup from its first instruction and sends to both internets."""
         start = len(self.sniffer.frames)
         began = time.monotonic()
@@ -233,6 +234,7 @@ class NewcomerLab(Lab):
             eventually(lambda: self.marker(number) + last in b"".join(self.sniffer.frames[start:]),
                        f"allowed traffic of tenant {tenant}", pause=0.002)
             self.waits.append(time.monotonic() - began)
+            eventually(until, f"tenant {tenant} under its policy")
         finally:
             process.stdin.close()
             process.wait()
@@ -267,11 +269,11 @@ def test_control_newcomers_reach_everything_when_nothing_filters():
 
 def test_measured_window_of_a_new_cgroup_without_the_guard():
     with NewcomerLab() as lab:
-        lab.daemon(TENANTS, cgroup_config(lab, guarded=False))
+        daemon = lab.daemon(TENANTS, cgroup_config(lab, guarded=False))
         windows = []
         for number in range(rounds(100, 15)):
             start = len(lab.sniffer.frames)
-            lab.round("ab"[number % 2], 1)
+            lab.round("ab"[number % 2], 1, until=lambda: any(slot["mode"] == 1 for slot in daemon.slots()))
             times = [at for frame, at in zip(lab.sniffer.frames[start:], lab.sniffer.times[start:]) if lab.marker(1) + b"\1" in frame]
             windows.append(times[-1] - times[0] if times else 0.0)
         tell("from a new cgroup's first packet to filter, guard off", windows)
