@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <iterator>
 #include <numeric>
+#include <tuple>
 
 namespace sluice {
 namespace {
@@ -53,8 +54,13 @@ void ErrorList::add(ConfigErrors errors) {
 }
 
 ConfigErrors ErrorList::take() {
-  std::ranges::stable_sort(
-      errors_, {}, [](const ConfigError& error) { return std::pair(error.line, error.column); });
+  // The file itself first, then those it brought in; one brought in twice says the same twice.
+  const auto place = [this](const ConfigError& error) {
+    return std::tuple(error.file != file_, std::string_view(error.file), error.line, error.column);
+  };
+  std::ranges::stable_sort(errors_, {}, place);
+  const auto repeated = std::ranges::unique(errors_);
+  errors_.erase(repeated.begin(), repeated.end());
   if (hidden_ > 0) {
     errors_.push_back(
         {.file = file_,

@@ -1,0 +1,3 @@
+#include "static/plugin.hpp"
+
+SLUICE_PLUGIN(sluice::static_policy::StaticPlugin)

@@ -1,0 +1,107 @@
+#include "static/path_watch.hpp"
+
+#include <sys/inotify.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <string>
+#include <system_error>
+#include <vector>
+
+namespace sluice::static_policy {
+namespace {
+
+namespace fs = std::filesystem;
+
+// IN_MODIFY is left out: a file half written is no file yet, and its writer closes it. IN_ATTRIB: a
+// change of mode lets a file be read, or forbids it.
+constexpr std::uint32_t kEvents = IN_CLOSE_WRITE | IN_CREATE | IN_DELETE | IN_MOVED_FROM |
+                                  IN_MOVED_TO | IN_ATTRIB | IN_DELETE_SELF | IN_MOVE_SELF |
+                                  IN_ONLYDIR;
+constexpr unsigned kMostLinks = 40;  // as the kernel: ELOOP beyond
+
+std::system_error fault(const std::string& what) {
+  return {errno, std::generic_category(), what};
+}
+
+void follow(const fs::path& path, std::set<fs::path>& out, unsigned& links) {
+  fs::path at = "/";
+  std::error_code error;
+  for (const auto& part : path.relative_path()) {
+    const fs::path next = at / part;
+    const auto status = fs::symlink_status(next, error);
+    if (status.type() == fs::file_type::not_found || status.type() == fs::file_type::none) {
+      out.insert(at);
+      return;
+    }
+    if (status.type() == fs::file_type::symlink) {
+      out.insert(at);
+      if (++links > kMostLinks) return;
+      const fs::path target = (at / fs::read_symlink(next, error)).lexically_normal();
+      follow(target, out, links);
+      at = fs::canonical(next, error);
+      if (error) return;
+      continue;
+    }
+    if (status.type() != fs::file_type::directory) {
+      out.insert(at);
+      return;
+    }
+    at = next;
+  }
+  out.insert(at);
+}
+
+}  // namespace
+
+std::set<fs::path> deciding_directories(const fs::path& path) {
+  std::set<fs::path> out;
+  unsigned links = 0;
+  follow(path.lexically_normal(), out, links);
+  return out;
+}
+
+PathWatch::PathWatch() : inotify_(::inotify_init1(IN_NONBLOCK | IN_CLOEXEC)) {
+  if (!inotify_) throw fault("no watch on the policy files; raise fs.inotify.max_user_instances");
+}
+
+bool PathWatch::watch(const std::set<fs::path>& paths) {
+  std::set<fs::path> directories;
+  for (const auto& path : paths) directories.merge(deciding_directories(path));
+
+  bool is_new = false;
+  std::map<fs::path, int> watches;
+  for (const auto& directory : directories) {
+    const int watch = ::inotify_add_watch(inotify_.get(), directory.c_str(), kEvents);
+    // Gone or replaced since it was looked at; the directory above is watched for the next look.
+    if (watch < 0 && (errno == ENOENT || errno == ENOTDIR || errno == EACCES)) {
+      is_new = is_new || errno != EACCES;
+      continue;
+    }
+    if (watch < 0)
+      throw fault("no watch on " + directory.string() +
+                  (errno == ENOSPC ? "; raise fs.inotify.max_user_watches" : ""));
+    const auto before = watches_.find(directory);
+    // Another number for the same path: it is another directory now.
+    is_new = is_new || before == watches_.end() || before->second != watch;
+    watches.emplace(directory, watch);
+  }
+  for (const auto& [directory, watch] : watches_) {
+    const bool is_kept = std::ranges::any_of(
+        watches, [number = watch](const auto& kept) { return kept.second == number; });
+    // EINVAL: the kernel has dropped it already, with its directory.
+    if (!is_kept) ::inotify_rm_watch(inotify_.get(), watch);
+  }
+  watches_ = std::move(watches);
+  return is_new;
+}
+
+void PathWatch::drain() {
+  alignas(inotify_event) std::array<char, 16384> buffer{};
+  while (::read(inotify_.get(), buffer.data(), buffer.size()) > 0) {
+  }
+}
+
+}  // namespace sluice::static_policy

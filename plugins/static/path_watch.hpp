@@ -1,0 +1,37 @@
+// Tells that files may have changed: inotify on directories, never on files, because editors and
+// deployment tools put a new file, or a new symbolic link, in the place of the old one.
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <set>
+
+#include "base/fd.hpp"
+
+namespace sluice::static_policy {
+
+// The directories in which an entry decides what `path` names: that of the path itself and of each
+// symbolic link on the way to it. Where one does not exist, the nearest above that does.
+[[nodiscard]] std::set<std::filesystem::path> deciding_directories(
+    const std::filesystem::path& path);
+
+// One inotify instance. Not thread-safe.
+class PathWatch {
+ public:
+  // Throws std::system_error.
+  PathWatch();
+
+  // Readable when something happened.
+  [[nodiscard]] int fd() const { return inotify_.get(); }
+  // Watches what decides these paths, and nothing else. True: a directory is watched that was not,
+  // so what was read before may be old already. Throws std::system_error, its text with the cure.
+  bool watch(const std::set<std::filesystem::path>& paths);
+  // Empties the queue.
+  void drain();
+
+ private:
+  Fd inotify_;
+  std::map<std::filesystem::path, int> watches_;
+};
+
+}  // namespace sluice::static_policy

@@ -1,0 +1,305 @@
+#include "static/plugin.hpp"
+
+#include <spdlog/fmt/fmt.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <ctime>
+#include <system_error>
+
+namespace sluice::static_policy {
+namespace {
+
+namespace fs = std::filesystem;
+using namespace std::chrono_literals;
+
+constexpr std::uint64_t kSettled = 1;
+// Editors and deployments write several files; the last event within this is waited for, but not
+// for longer than the limit.
+constexpr std::chrono::milliseconds kQuiet = 200ms, kLongestWait = 2s;
+// The SDK's form of a rule takes some 250 bytes for each attachment, so many attachments are served
+// in several calls. What one policy holds is never split.
+constexpr std::size_t kBatchRules = 200'000;
+
+Sources sources_of(const sdk::Config& config) {
+  using Strings = std::vector<std::string>;
+  return resolve(config.get<Strings>("policies"), config.get<Strings>("presets_path"),
+                 config.config_directory());
+}
+
+std::string name_of(const sdk::Target& target) {
+  if (const auto* interface = std::get_if<sdk::InterfaceTarget>(&target)) return interface->name;
+  return std::get<sdk::CgroupTarget>(target).path;
+}
+
+std::string names_of(const std::vector<PolicyPtr>& policies) {
+  std::vector<std::string_view> names;
+  names.reserve(policies.size());
+  for (const auto& policy : policies) names.push_back(policy->name);
+  return fmt::format("{}", fmt::join(names, ", "));
+}
+
+std::size_t rule_count(const std::vector<PolicyPtr>& policies) {
+  std::size_t count = 0;
+  for (const auto& policy : policies) count += policy->rule_count();
+  return count;
+}
+
+bool is_gone(const sdk::Error& error) {
+  return error.code() == ENOENT || error.code() == ENODEV;
+}
+
+}  // namespace
+
+StaticPlugin::StaticPlugin(const sdk::Config& config)
+    : beginnings_file_(config.state_directory() / "ttl-beginnings"), loader_(sources_of(config)) {}
+
+Moment StaticPlugin::moment() const {
+  return {.boot = now(), .wall_seconds = std::time(nullptr)};
+}
+
+void StaticPlugin::start() {
+  beginnings_ = Beginnings::load(beginnings_file_);
+  watch_.emplace();
+  watch(watch_->fd());
+  load(loader_);
+}
+
+void StaticPlugin::stop() {
+  if (watch_) unwatch(watch_->fd());
+  watch_.reset();
+}
+
+// ---- files --------------------------------------------------------------------------------------
+
+void StaticPlugin::load(PolicyLoader& loader) {
+  auto result = loader.load(set_, beginnings_, moment());
+  watch_paths(result.touched);
+  // Once each: a directory that stays empty is looked at again with every event.
+  for (const auto& warning : result.warnings)
+    if (std::ranges::find(warned_, warning) == warned_.end()) log(sdk::LogLevel::warning, warning);
+  warned_ = result.warnings;
+  for (const auto& error : result.errors) log(sdk::LogLevel::error, error.message());
+  if (!result.set)
+    throw sdk::Error(
+        EINVAL,
+        fmt::format(
+            "{} in the policy files, so nothing of them is taken; {}{}",
+            result.errors.size() == 1 ? std::string("an error")
+                                      : fmt::format("{} errors", result.errors.size()),
+            result.errors.size() == 1 ? "" : "the first: ", result.errors.front().message()));
+  apply(*result.set);
+  set_ = *std::move(result.set);
+  remember_beginnings();
+}
+
+void StaticPlugin::reload() {
+  try {
+    load(loader_);
+  } catch (const sdk::Error& error) {
+    log(sdk::LogLevel::error,
+        fmt::format("policies are not reloaded, the ones in force stay: {}", error.message()));
+  }
+}
+
+void StaticPlugin::watch_paths(const std::set<fs::path>& touched) {
+  if (!watch_) return;
+  // What appeared between the reading and the watch would be missed.
+  if (watch_->watch(touched)) arm();
+}
+
+void StaticPlugin::arm() {
+  const auto time = now();
+  if (!first_event_) first_event_ = time;
+  const auto left = *first_event_ + kLongestWait - time;
+  set_timer(kSettled, std::clamp<std::chrono::nanoseconds>(left, 0ns, kQuiet));
+}
+
+void StaticPlugin::on_fd(int /*fd*/, std::uint32_t /*events*/) {
+  watch_->drain();
+  arm();
+}
+
+void StaticPlugin::on_timer(std::uint64_t /*id*/) {
+  first_event_.reset();
+  reload();
+}
+
+bool StaticPlugin::reconfigure(const sdk::Config& config) {
+  auto sources = sources_of(config);
+  if (sources == loader_.sources()) return true;
+  PolicyLoader next(std::move(sources));
+  load(next);
+  loader_ = std::move(next);
+  return true;
+}
+
+void StaticPlugin::check(const Report& report) {
+  const auto result = PolicyLoader(loader_.sources()).load({}, {}, {.boot = {}, .wall_seconds = 0});
+  for (const auto& error : result.errors) report(error.message());
+}
+
+void StaticPlugin::remember_beginnings() {
+  auto current = beginnings_of(set_, moment());
+  // The wall clock is read in seconds and corrected while it runs; that is no news.
+  for (auto& [digest, seconds] : current.by_digest)
+    if (const auto before = beginnings_.by_digest.find(digest);
+        before != beginnings_.by_digest.end())
+      seconds = before->second;
+  if (current == beginnings_) return;
+  try {
+    fs::create_directories(beginnings_file_.parent_path());
+    current.save(beginnings_file_);
+  } catch (const std::system_error& error) {
+    log(sdk::LogLevel::warning,
+        fmt::format("{}: {}; the TTLs of policies begin anew when the daemon restarts",
+                    beginnings_file_.string(), error.what()));
+  }
+  beginnings_ = std::move(current);
+}
+
+// ---- attachments --------------------------------------------------------------------------------
+
+void StaticPlugin::attachment_added(const sdk::AttachmentInfo& info) {
+  auto& attachment = attachments_[info.id];
+  attachment.name = name_of(info.target);
+  attachment.labels = info.labels;
+  speak_for(info.id, attachment);
+}
+
+void StaticPlugin::attachment_changed(const sdk::AttachmentInfo& info) {
+  const auto known = attachments_.find(info.id);
+  if (known == attachments_.end()) return attachment_added(info);
+  auto& attachment = known->second;
+  attachment.name = name_of(info.target);
+  attachment.labels = info.labels;
+  if (select(set_.policies, attachment.labels) != attachment.applied)
+    speak_for(info.id, attachment);
+}
+
+void StaticPlugin::attachment_removed(const sdk::AttachmentInfo& info,
+                                      std::string_view /*reason*/) {
+  attachments_.erase(info.id);
+}
+
+void StaticPlugin::on_resync() {
+  attachments_.clear();
+}
+
+void StaticPlugin::speak_for(sdk::AttachmentId id, Attachment& attachment) {
+  auto policies = select(set_.policies, attachment.labels);
+  try {
+    // Also where this instance has said nothing yet: one before it may have, from a file that is
+    // gone by now.
+    if (policies.empty()) {
+      withdraw_layer(id);
+      attachment.applied.clear();
+      return;
+    }
+    const auto applied = replace_layer(id, unite(policies));
+    attachment.applied = std::move(policies);
+    log(sdk::LogLevel::debug, fmt::format("{}: policy {}, generation {}", attachment.name,
+                                          names_of(attachment.applied), applied.generation));
+  } catch (const sdk::Error& error) {
+    if (is_gone(error)) return;  // the event that says so is under way
+    log(sdk::LogLevel::error, fmt::format("{}: policy {} is refused, what is in force stays: {}",
+                                          attachment.name, names_of(policies), error.message()));
+  }
+}
+
+void StaticPlugin::apply(const PolicySet& set) {
+  std::vector<Change> changes;
+  std::vector<sdk::AttachmentId> withdrawn;
+  for (const auto& [id, attachment] : attachments_) {
+    auto policies = select(set.policies, attachment.labels);
+    if (policies == attachment.applied) continue;
+    if (policies.empty())
+      withdrawn.push_back(id);
+    else
+      changes.push_back({id, std::move(policies)});
+  }
+  const std::size_t replaced = apply_batches(std::move(changes));
+  for (const auto id : withdrawn) withdraw(id, attachments_.at(id));
+  const bool is_news = set.policies != set_.policies;
+  log(is_news ? sdk::LogLevel::info : sdk::LogLevel::debug,
+      fmt::format("{} policies, {} rules in force; {} attachments changed, {} left without policy",
+                  set.policies.size(), rule_count(set.policies), replaced, withdrawn.size()));
+}
+
+std::size_t StaticPlugin::apply_batches(std::vector<Change> changes) {
+  std::vector<Change> done;
+  std::vector<Change> batch;
+  std::size_t rules = 0;
+  const auto flush = [&] {
+    try {
+      replace(batch);
+    } catch (const sdk::Error&) {
+      roll_back(done);
+      throw;
+    }
+    std::ranges::move(batch, std::back_inserter(done));
+    batch.clear();
+    rules = 0;
+  };
+  for (auto& change : changes) {
+    const std::size_t more = rule_count(change.policies);
+    if (!batch.empty() && rules + more > kBatchRules) flush();
+    rules += more;
+    batch.push_back(std::move(change));
+  }
+  if (!batch.empty()) flush();
+  for (auto& change : done) attachments_.at(change.id).applied = std::move(change.policies);
+  return done.size();
+}
+
+// One call. Attachments that have gone meanwhile drop out.
+void StaticPlugin::replace(std::vector<Change>& batch) {
+  std::vector<sdk::LayerChange> layers;
+  layers.reserve(batch.size());
+  for (const auto& change : batch) layers.push_back({change.id, unite(change.policies)});
+  while (!layers.empty()) {
+    try {
+      return replace_layers(layers);
+    } catch (const sdk::Error& error) {
+      const auto at = error.layer_index();
+      if (at >= batch.size()) throw;
+      if (!is_gone(error))
+        throw sdk::Error(error.code(),
+                         fmt::format("{}: policy {}: {}", attachments_.at(batch[at].id).name,
+                                     names_of(batch[at].policies), error.message()));
+      layers.erase(layers.begin() + static_cast<std::ptrdiff_t>(at));
+      batch.erase(batch.begin() + static_cast<std::ptrdiff_t>(at));
+    }
+  }
+}
+
+// What earlier batches put into force is taken back: a set is whole or it is not there.
+void StaticPlugin::roll_back(const std::vector<Change>& done) {
+  for (const auto& change : done) {
+    const auto& attachment = attachments_.at(change.id);
+    try {
+      if (attachment.applied.empty())
+        withdraw_layer(change.id);
+      else
+        replace_layer(change.id, unite(attachment.applied));
+    } catch (const sdk::Error& error) {
+      if (!is_gone(error))
+        log(sdk::LogLevel::error,
+            fmt::format("{}: could not go back to policy {}, {} is in force: {}", attachment.name,
+                        names_of(attachment.applied), names_of(change.policies), error.message()));
+    }
+  }
+}
+
+void StaticPlugin::withdraw(sdk::AttachmentId id, Attachment& attachment) {
+  try {
+    withdraw_layer(id);
+    attachment.applied.clear();
+  } catch (const sdk::Error& error) {
+    if (!is_gone(error))
+      log(sdk::LogLevel::error, fmt::format("{}: policy {} is not withdrawn: {}", attachment.name,
+                                            names_of(attachment.applied), error.message()));
+  }
+}
+
+}  // namespace sluice::static_policy

@@ -1,0 +1,87 @@
+// The `static` policy source: policies from TOML files, watched. docs/policy.md is its manual.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#define SLUICE_SDK_QUALIFIED
+#include <sluice/plugin.hpp>
+
+#include "static/path_watch.hpp"
+#include "static/policy_set.hpp"
+
+#ifndef SLUICE_PRESETS_DIRECTORY
+#define SLUICE_PRESETS_DIRECTORY "/usr/share/sluice/presets"
+#endif
+
+namespace sluice::static_policy {
+
+class StaticPlugin : public sdk::Plugin, public sdk::PolicySource {
+ public:
+  static constexpr sdk::About about{"static", "1.0", "policies from TOML files"};
+  static constexpr std::array options{
+      sdk::Option::string_list("policies")
+          .required()
+          .help("globs of policy files, relative to the configuration's directory"),
+      sdk::Option::string_list("presets_path")
+          .defaults_to("[\"presets\", \"" SLUICE_PRESETS_DIRECTORY "\"]")
+          .help("directories of presets, the first that has one wins"),
+  };
+
+  explicit StaticPlugin(const sdk::Config& config);
+
+  void start() override;
+  void stop() override;
+  void on_fd(int fd, std::uint32_t events) override;
+  void on_timer(std::uint64_t id) override;
+  void on_resync() override;
+  bool reconfigure(const sdk::Config& config) override;
+  void check(const Report& report) override;
+
+  void attachment_added(const sdk::AttachmentInfo& info) override;
+  void attachment_changed(const sdk::AttachmentInfo& info) override;
+  void attachment_removed(const sdk::AttachmentInfo& info, std::string_view reason) override;
+
+ private:
+  using Policies = std::vector<PolicyPtr>;
+  struct Attachment {
+    std::string name;
+    sdk::Labels labels;
+    Policies applied;  // in the kernel; empty: this source has no layer there
+  };
+  struct Change {
+    sdk::AttachmentId id;
+    Policies policies;
+  };
+
+  // Reads everything and brings it into force; on any fault what is in force stays. Throws Error
+  // with the first fault after all are logged.
+  void load(PolicyLoader& loader);
+  void reload();
+  void watch_paths(const std::set<std::filesystem::path>& touched);
+  void arm();
+
+  // Layers as wanted, all or nothing; throws Error.
+  void apply(const PolicySet& set);
+  std::size_t apply_batches(std::vector<Change> changes);
+  void replace(std::vector<Change>& batch);
+  void roll_back(const std::vector<Change>& done);
+  void withdraw(sdk::AttachmentId id, Attachment& attachment);
+  void speak_for(sdk::AttachmentId id, Attachment& attachment);
+  void remember_beginnings();
+
+  [[nodiscard]] Moment moment() const;
+
+  std::filesystem::path beginnings_file_;
+  Beginnings beginnings_;
+  PolicyLoader loader_;
+  std::optional<PathWatch> watch_;
+  PolicySet set_;
+  std::map<sdk::AttachmentId, Attachment> attachments_;
+  std::optional<sdk::Time> first_event_;  // of those that are waited out
+  std::vector<std::string> warned_;
+};
+
+}  // namespace sluice::static_policy
