@@ -63,6 +63,10 @@ static __always_inline int sluice_guard_uplink(struct __sk_buff* skb, __u32 is_e
     sluice_report_guard(SLUICE_REASON_DENY_UNJUDGED, skb->len, from);
     return SLUICE_DROP;
   }
+  if (skb->mark == SLUICE_DOOMED_MARK) {
+    sluice_report_guard(SLUICE_REASON_DENY_UNATTACHED_CGROUP, skb->len, skb->ifindex);
+    return SLUICE_DROP;
+  }
   int guarded = 0, attached = 0;
   for (int level = 1; level <= SLUICE_CGROUP_LEVELS; level++) {
     __u64 id = bpf_skb_ancestor_cgroup_id(skb, level);

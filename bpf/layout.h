@@ -348,8 +348,17 @@ struct sluice_settings {
   __u64 boot_id[2];
   __u32 events_per_second; /* bucket refill, per attachment and CPU */
   __u32 events_burst;
+  __u32 sever_mark; /* random; marks a reset that tc_to sends for the workload, so that tc_from lets
+                       it by */
+  __u32 reserved;
   __u64 learned_idle; /* ns: a live connection's last_seen is fresh for this long */
 };
+
+/* In skb->mark, one bit: tc_from judged and passed this packet. In SO_MARK of a packet socket that
+   a task brought into an attached cgroup, whole: the uplink guard drops what it sends (nothing else
+   ends such a socket). */
+#define SLUICE_JUDGED_MARK 0x20000000u
+#define SLUICE_DOOMED_MARK 0x51c3d00du
 
 /* Trust of a link or a parent cgroup, for the guards. */
 enum sluice_guard_trust { SLUICE_GUARD_TRUSTED = 1, SLUICE_GUARD_BRIDGE = 2 };

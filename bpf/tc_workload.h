@@ -95,9 +95,20 @@ static __always_inline __u32 sluice_judge_frame(struct __sk_buff* skb, struct sl
   return SLUICE_REASON_DENY_ETHERTYPE;
 }
 
+/* A reset that tc_to made for this workload; the mark is random, and lost on the way in from any
+ * other namespace. */
+static __always_inline int sluice_is_own_reset(struct __sk_buff* skb) {
+  __u32 zero = 0;
+  if (!skb->mark) return 0;
+  const struct sluice_settings* host = bpf_map_lookup_elem(&settings, &zero);
+  /* The mark stays: while a device is moved from clsact to TCX, both programs see the packet. */
+  return host && host->sever_mark && skb->mark == host->sever_mark;
+}
+
 SEC("tc")
 int sluice_tc_from(struct __sk_buff* skb) {
   struct sluice_slot* slot = 0;
+  if (sluice_is_own_reset(skb)) return SLUICE_NEXT;
   __u32 index = sluice_find_slot(skb, &slot);
   if (!index || !slot) {
     sluice_count_reason(SLUICE_REASON_DENY_NO_ATTACHMENT);
@@ -116,7 +127,8 @@ int sluice_tc_from(struct __sk_buff* skb) {
   }
   if (facts.family && sluice_word_flags(word) & SLUICE_FLAG_TELL && !slot->workload_is_egress &&
       sluice_may_tell(&facts, reason) && sluice_take_tell_token(index))
-    return facts.family == 4 ? sluice_tell4(skb, &facts, net) : sluice_tell6(skb, &facts, net);
+    return facts.family == 4 ? sluice_tell4(skb, &facts, net, 0)
+                             : sluice_tell6(skb, &facts, net, 0);
   return SLUICE_DROP;
 }
 
@@ -171,17 +183,43 @@ static __always_inline void sluice_note_inbound(struct __sk_buff* skb,
     sluice_note_flow(&key, SLUICE_FLOW_INBOUND);
 }
 
+/* For a minute after a tightening: does this segment belong to a connection that policy has cut? */
+static __always_inline int sluice_is_cut(struct sluice_slot* slot, __u64 word,
+                                         const struct sluice_facts* facts) {
+  if (!slot->sever_until || facts->protocol != SLUICE_IPPROTO_TCP || !facts->family) return 0;
+  if (facts->tcp_flags & (SLUICE_TCP_SYN | SLUICE_TCP_RST)) return 0;
+  if (facts->flags & SLUICE_FACT_FRAGMENT || sluice_now() >= slot->sever_until) return 0;
+  struct sluice_facts answer = *facts; /* what the workload would send back */
+  sluice_copy16(answer.source, facts->destination);
+  sluice_copy16(answer.destination, facts->source);
+  answer.source_port = facts->destination_port;
+  answer.destination_port = facts->source_port;
+  answer.tcp_flags = SLUICE_TCP_ACK;
+  return !sluice_allows((__u32)sluice_verdict(slot, &answer, word)) &&
+         !(sluice_word_flags(word) & SLUICE_FLAG_AUDIT);
+}
+
 SEC("tc")
 int sluice_tc_to(struct __sk_buff* skb) {
   struct sluice_slot* slot = 0;
-  __u32 index = sluice_find_slot(skb, &slot);
+  __u32 index = sluice_find_slot(skb, &slot), zero = 0;
   if (!index || !slot) return SLUICE_NEXT;
-  __u32 flags = sluice_word_flags(slot->word);
-  if (!(flags & (SLUICE_FLAG_REPLIES | SLUICE_FLAG_ND))) return SLUICE_NEXT;
+  __u64 word = *(volatile __u64*)&slot->word;
+  __u32 flags = sluice_word_flags(word);
+  if (!(flags & (SLUICE_FLAG_REPLIES | SLUICE_FLAG_ND)) && !slot->sever_until) return SLUICE_NEXT;
   struct sluice_facts facts = {};
   __u32 net = slot->link_layer == SLUICE_LINK_RAW_IP ? 0 : 14;
   if (skb->vlan_present) return SLUICE_NEXT;
-  if (sluice_read_packet(skb, net, bpf_ntohs((__u16)skb->protocol), &facts, 1) == SLUICE_OK)
+  if (sluice_read_packet(skb, net, bpf_ntohs((__u16)skb->protocol), &facts, 1) != SLUICE_OK)
+    return SLUICE_NEXT;
+  if (!sluice_is_cut(slot, word, &facts)) {
     sluice_note_inbound(skb, slot, flags, &facts);
-  return SLUICE_NEXT;
+    return SLUICE_NEXT;
+  }
+  const struct sluice_settings* host = bpf_map_lookup_elem(&settings, &zero);
+  if (!host || !host->sever_mark || slot->workload_is_egress || !sluice_take_tell_token(index))
+    return SLUICE_DROP;
+  skb->mark = host->sever_mark;
+  return facts.family == 4 ? sluice_tell4(skb, &facts, net, BPF_F_INGRESS)
+                           : sluice_tell6(skb, &facts, net, BPF_F_INGRESS);
 }

@@ -2,8 +2,10 @@
 /*
  * A denial is fast: the denied packet is turned round in place into a TCP reset (RFC 9293
  * section 3.10.7.1) or an ICMP "administratively prohibited" (RFC 1812 code 13, RFC 4443 type 1
- * code 1) and sent back to the workload. Nothing is sent towards the destination, so a denied
- * workload has no channel here. Bounded by the event token bucket's rate.
+ * code 1) and sent back to the workload. Nothing of the workload's own is sent towards the
+ * destination, so a denied workload has no channel here. The other end of a connection that a
+ * tightening cut is told when it sends: its own segment is turned round. Both are bounded, see
+ * sluice_take_tell_token().
  */
 #pragma once
 
@@ -49,139 +51,152 @@ static __always_inline int sluice_swap_ethernet(struct __sk_buff* skb) {
   return bpf_skb_store_bytes(skb, 0, swapped, 12, 0);
 }
 
-/* `net`: offset of the network header. Returns a TC action: a redirect back to the device, or
- * TC_ACT_SHOT. */
+/* `direction`: 0 sends out of the device, BPF_F_INGRESS makes it come in. `net`: offset of the
+ * network header. Returns a TC action: a redirect back to the device, or TC_ACT_SHOT. */
 static __noinline int sluice_tell4(struct __sk_buff* skb, const struct sluice_facts* facts,
-                                   __u32 net) {
-  struct {
-    struct sluice_tell4 ip;
-    struct sluice_tcp_answer tcp;
-  } reset = {};
-  struct {
-    struct sluice_tell4 ip;
-    __u8 type, code;
-    __be16 checksum;
-    __be32 unused;
-    __u8 quote[SLUICE_TELL_MAX];
-  } error = {};
-  struct sluice_tell4 ip = {.version_ihl = 0x45, .ttl = 64};
+                                   __u32 net, __u64 direction) {
+  /* One buffer for both kinds: the stack of a call chain is 512 bytes. The IP headers coincide. */
+  union {
+    struct {
+      struct sluice_tell4 ip;
+      struct sluice_tcp_answer tcp;
+    } reset;
+    struct {
+      struct sluice_tell4 ip;
+      __u8 type, code;
+      __be16 checksum;
+      __be32 unused;
+      __u8 quote[SLUICE_TELL_MAX];
+    } error;
+  } answer = {};
+  struct sluice_tell4* ip = &answer.reset.ip;
+  ip->version_ihl = 0x45;
+  ip->ttl = 64;
   /* Answered as if by the destination: the workload's stack matches the error to its socket either
    * way. */
-  __builtin_memcpy(&ip.source, facts->destination + 12, 4);
-  __builtin_memcpy(&ip.destination, facts->source + 12, 4);
+  __builtin_memcpy(&ip->source, facts->destination + 12, 4);
+  __builtin_memcpy(&ip->destination, facts->source + 12, 4);
   __u32 length;
   if (facts->protocol == SLUICE_IPPROTO_TCP) {
     struct sluice_tcp_answer tcp;
     if (bpf_skb_load_bytes(skb, net + facts->transport_offset, &tcp, sizeof(tcp))) return 2;
-    reset.ip = ip;
-    reset.ip.protocol = SLUICE_IPPROTO_TCP;
-    reset.ip.total = bpf_htons(sizeof(reset));
-    reset.tcp.source = tcp.destination;
-    reset.tcp.destination = tcp.source;
+    answer.reset.ip.protocol = SLUICE_IPPROTO_TCP;
+    answer.reset.ip.total = bpf_htons(sizeof(answer.reset));
+    answer.reset.tcp.source = tcp.destination;
+    answer.reset.tcp.destination = tcp.source;
     if (tcp.flags & SLUICE_TCP_ACK) {
-      reset.tcp.sequence = tcp.acknowledgment;
-      reset.tcp.flags = SLUICE_TCP_RST;
+      answer.reset.tcp.sequence = tcp.acknowledgment;
+      answer.reset.tcp.flags = SLUICE_TCP_RST;
     } else {
-      reset.tcp.acknowledgment = bpf_htonl(bpf_ntohl(tcp.sequence) + 1);
-      reset.tcp.flags = SLUICE_TCP_RST | SLUICE_TCP_ACK;
+      answer.reset.tcp.acknowledgment = bpf_htonl(bpf_ntohl(tcp.sequence) + 1);
+      answer.reset.tcp.flags = SLUICE_TCP_RST | SLUICE_TCP_ACK;
     }
-    reset.tcp.offset = 5 << 4;
+    answer.reset.tcp.offset = 5 << 4;
     struct {
       __be32 source, destination;
       __be16 protocol, length;
-    } pseudo = {reset.ip.source, reset.ip.destination, bpf_htons(SLUICE_IPPROTO_TCP),
-                bpf_htons(sizeof(reset.tcp))};
+    } pseudo = {answer.reset.ip.source, answer.reset.ip.destination, bpf_htons(SLUICE_IPPROTO_TCP),
+                bpf_htons(sizeof(answer.reset.tcp))};
     __s64 sum = bpf_csum_diff(0, 0, (__be32*)&pseudo, sizeof(pseudo), 0);
-    reset.tcp.checksum =
-        sluice_fold(bpf_csum_diff(0, 0, (__be32*)&reset.tcp, sizeof(reset.tcp), sum));
-    reset.ip.checksum = sluice_fold(bpf_csum_diff(0, 0, (__be32*)&reset.ip, sizeof(reset.ip), 0));
-    length = sizeof(reset);
+    answer.reset.tcp.checksum =
+        sluice_fold(bpf_csum_diff(0, 0, (__be32*)&answer.reset.tcp, sizeof(answer.reset.tcp), sum));
+    answer.reset.ip.checksum =
+        sluice_fold(bpf_csum_diff(0, 0, (__be32*)&answer.reset.ip, sizeof(answer.reset.ip), 0));
+    length = sizeof(answer.reset);
   } else {
-    error.ip = ip;
-    error.ip.protocol = SLUICE_IPPROTO_ICMP;
-    error.ip.total = bpf_htons(sizeof(error));
-    error.type = 3;
-    error.code = 13;
-    if (bpf_skb_load_bytes(skb, net, error.quote, sizeof(error.quote))) return 2;
-    error.checksum = sluice_fold(bpf_csum_diff(0, 0, (__be32*)&error.type, 8 + SLUICE_TELL_MAX, 0));
-    error.ip.checksum = sluice_fold(bpf_csum_diff(0, 0, (__be32*)&error.ip, sizeof(error.ip), 0));
-    length = sizeof(error);
+    answer.error.ip.protocol = SLUICE_IPPROTO_ICMP;
+    answer.error.ip.total = bpf_htons(sizeof(answer.error));
+    answer.error.type = 3;
+    answer.error.code = 13;
+    if (bpf_skb_load_bytes(skb, net, answer.error.quote, sizeof(answer.error.quote))) return 2;
+    answer.error.checksum =
+        sluice_fold(bpf_csum_diff(0, 0, (__be32*)&answer.error.type, 8 + SLUICE_TELL_MAX, 0));
+    answer.error.ip.checksum =
+        sluice_fold(bpf_csum_diff(0, 0, (__be32*)&answer.error.ip, sizeof(answer.error.ip), 0));
+    length = sizeof(answer.error);
   }
   if (bpf_skb_change_tail(skb, net + length, 0)) return 2;
   if (net && sluice_swap_ethernet(skb)) return 2;
   if (facts->protocol == SLUICE_IPPROTO_TCP
-          ? bpf_skb_store_bytes(skb, net, &reset, sizeof(reset), BPF_F_INVALIDATE_HASH)
-          : bpf_skb_store_bytes(skb, net, &error, sizeof(error), BPF_F_INVALIDATE_HASH))
+          ? bpf_skb_store_bytes(skb, net, &answer.reset, sizeof(answer.reset),
+                                BPF_F_INVALIDATE_HASH)
+          : bpf_skb_store_bytes(skb, net, &answer.error, sizeof(answer.error),
+                                BPF_F_INVALIDATE_HASH))
     return 2;
-  return bpf_redirect(skb->ifindex, 0);
+  return bpf_redirect(skb->ifindex, direction);
 }
 
 static __noinline int sluice_tell6(struct __sk_buff* skb, const struct sluice_facts* facts,
-                                   __u32 net) {
-  struct {
-    struct sluice_tell6 ip;
-    struct sluice_tcp_answer tcp;
-  } reset = {};
-  struct {
-    struct sluice_tell6 ip;
-    __u8 type, code;
-    __be16 checksum;
-    __be32 unused;
-    __u8 quote[48];
-  } error = {};
+                                   __u32 net, __u64 direction) {
+  /* One buffer for both kinds: the stack of a call chain is 512 bytes. The IP headers coincide. */
+  union {
+    struct {
+      struct sluice_tell6 ip;
+      struct sluice_tcp_answer tcp;
+    } reset;
+    struct {
+      struct sluice_tell6 ip;
+      __u8 type, code;
+      __be16 checksum;
+      __be32 unused;
+      __u8 quote[48];
+    } error;
+  } answer = {};
   struct {
     __u8 source[16], destination[16];
     __be32 length, next;
   } pseudo = {};
-  struct sluice_tell6 ip = {.version = bpf_htonl(6u << 28), .hop_limit = 64};
-  sluice_copy16(ip.source, facts->destination);
-  sluice_copy16(ip.destination, facts->source);
-  sluice_copy16(pseudo.source, ip.source);
-  sluice_copy16(pseudo.destination, ip.destination);
+  struct sluice_tell6* ip = &answer.reset.ip;
+  ip->version = bpf_htonl(6u << 28);
+  ip->hop_limit = 64;
+  sluice_copy16(ip->source, facts->destination);
+  sluice_copy16(ip->destination, facts->source);
+  sluice_copy16(pseudo.source, ip->source);
+  sluice_copy16(pseudo.destination, ip->destination);
   __u32 length;
   if (facts->protocol == SLUICE_IPPROTO_TCP) {
     struct sluice_tcp_answer tcp;
     if (bpf_skb_load_bytes(skb, net + facts->transport_offset, &tcp, sizeof(tcp))) return 2;
-    reset.ip = ip;
-    reset.ip.next = SLUICE_IPPROTO_TCP;
-    reset.ip.payload = bpf_htons(sizeof(reset.tcp));
-    reset.tcp.source = tcp.destination;
-    reset.tcp.destination = tcp.source;
+    answer.reset.ip.next = SLUICE_IPPROTO_TCP;
+    answer.reset.ip.payload = bpf_htons(sizeof(answer.reset.tcp));
+    answer.reset.tcp.source = tcp.destination;
+    answer.reset.tcp.destination = tcp.source;
     if (tcp.flags & SLUICE_TCP_ACK) {
-      reset.tcp.sequence = tcp.acknowledgment;
-      reset.tcp.flags = SLUICE_TCP_RST;
+      answer.reset.tcp.sequence = tcp.acknowledgment;
+      answer.reset.tcp.flags = SLUICE_TCP_RST;
     } else {
-      reset.tcp.acknowledgment = bpf_htonl(bpf_ntohl(tcp.sequence) + 1);
-      reset.tcp.flags = SLUICE_TCP_RST | SLUICE_TCP_ACK;
+      answer.reset.tcp.acknowledgment = bpf_htonl(bpf_ntohl(tcp.sequence) + 1);
+      answer.reset.tcp.flags = SLUICE_TCP_RST | SLUICE_TCP_ACK;
     }
-    reset.tcp.offset = 5 << 4;
-    pseudo.length = bpf_htonl(sizeof(reset.tcp));
+    answer.reset.tcp.offset = 5 << 4;
+    pseudo.length = bpf_htonl(sizeof(answer.reset.tcp));
     pseudo.next = bpf_htonl(SLUICE_IPPROTO_TCP);
     __s64 sum = bpf_csum_diff(0, 0, (__be32*)&pseudo, sizeof(pseudo), 0);
-    reset.tcp.checksum =
-        sluice_fold(bpf_csum_diff(0, 0, (__be32*)&reset.tcp, sizeof(reset.tcp), sum));
-    length = sizeof(reset);
+    answer.reset.tcp.checksum =
+        sluice_fold(bpf_csum_diff(0, 0, (__be32*)&answer.reset.tcp, sizeof(answer.reset.tcp), sum));
+    length = sizeof(answer.reset);
   } else {
-    error.ip = ip;
-    error.ip.next = SLUICE_IPPROTO_ICMPV6;
-    error.ip.payload = bpf_htons(8 + sizeof(error.quote));
-    error.type = 1;
-    error.code = 1;
-    if (bpf_skb_load_bytes(skb, net, error.quote, sizeof(error.quote))) return 2;
-    pseudo.length = bpf_htonl(8 + sizeof(error.quote));
+    answer.error.ip.next = SLUICE_IPPROTO_ICMPV6;
+    answer.error.ip.payload = bpf_htons(8 + sizeof(answer.error.quote));
+    answer.error.type = 1;
+    answer.error.code = 1;
+    if (bpf_skb_load_bytes(skb, net, answer.error.quote, sizeof(answer.error.quote))) return 2;
+    pseudo.length = bpf_htonl(8 + sizeof(answer.error.quote));
     pseudo.next = bpf_htonl(SLUICE_IPPROTO_ICMPV6);
     __s64 sum = bpf_csum_diff(0, 0, (__be32*)&pseudo, sizeof(pseudo), 0);
-    error.checksum =
-        sluice_fold(bpf_csum_diff(0, 0, (__be32*)&error.type, 8 + sizeof(error.quote), sum));
-    length = sizeof(error);
+    answer.error.checksum = sluice_fold(
+        bpf_csum_diff(0, 0, (__be32*)&answer.error.type, 8 + sizeof(answer.error.quote), sum));
+    length = sizeof(answer.error);
   }
   if (bpf_skb_change_tail(skb, net + length, 0)) return 2;
   if (net && sluice_swap_ethernet(skb)) return 2;
   if (facts->protocol == SLUICE_IPPROTO_TCP
-          ? bpf_skb_store_bytes(skb, net, &reset, sizeof(reset), BPF_F_INVALIDATE_HASH)
-          : bpf_skb_store_bytes(skb, net, &error, sizeof(error), BPF_F_INVALIDATE_HASH))
+          ? bpf_skb_store_bytes(skb, net, &answer.reset, sizeof(answer.reset),
+                                BPF_F_INVALIDATE_HASH)
+          : bpf_skb_store_bytes(skb, net, &answer.error, sizeof(answer.error),
+                                BPF_F_INVALIDATE_HASH))
     return 2;
-  return bpf_redirect(skb->ifindex, 0);
+  return bpf_redirect(skb->ifindex, direction);
 }
 
 /* Is there someone to tell, and something that may be answered (RFC 1122 section 3.2.2)? */

@@ -170,6 +170,9 @@ Status KernelDataPlane::start() {
   settings.events_per_second = config_.events_per_second;
   settings.events_burst = config_.events_burst;
   settings.learned_idle = kLearnedIdle;
+  // Looks judged to the uplink guard, and like nothing that another tool would set.
+  if (settings.sever_mark == 0)
+    settings.sever_mark = static_cast<std::uint32_t>(random_incarnation()) | SLUICE_JUDGED_MARK | 1;
   const std::uint32_t zero = 0;
   if (bpf_map_update_elem(programs_.map(Map::settings), &zero, &settings, BPF_ANY) != 0)
     return fail_with(errno, "cannot write the settings map: {}", strerror(errno));

@@ -14,14 +14,6 @@
 
 namespace sluice {
 namespace fs = std::filesystem;
-namespace {
-
-// The bit that tc_from sets in skb->mark once a packet was judged and passed. One bit, so that
-// marks of other tools survive; a tool that overwrites the whole mark makes the guard drop, never
-// pass.
-constexpr std::uint32_t kJudgedMark = 0x20000000;
-
-}  // namespace
 
 Status KernelDataPlane::guard_uplink(const std::string& name) {
   auto link = read_link(name);
@@ -106,7 +98,7 @@ Status KernelDataPlane::set_guards(const GuardSettings& guards) {
   const std::uint32_t zero = 0;
   bpf_map_lookup_elem(programs_.map(Map::settings), &zero, &settings);
   if (!guards.uplinks.empty()) {
-    settings.judged_mark = kJudgedMark;
+    settings.judged_mark = SLUICE_JUDGED_MARK;
     bpf_map_update_elem(programs_.map(Map::settings), &zero, &settings, BPF_ANY);
   }
   if (auto done = trust(trusted); !done) return done;

@@ -7,6 +7,7 @@
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
 #include <linux/sock_diag.h>
+#include <linux/xfrm.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <spdlog/spdlog.h>
@@ -24,6 +25,7 @@
 #include "dataplane/cgroup_filter.hpp"
 #include "dataplane/live_verdict.hpp"
 #include "dataplane/netns_scope.hpp"
+#include "layout.h"
 
 #ifndef INET_DIAG_CGROUP_ID
 #define INET_DIAG_CGROUP_ID 21
@@ -108,6 +110,21 @@ std::vector<SocketRow> sockets_of(int program, std::uint32_t task) {
   return rows;
 }
 
+// shutdown() does not stop a raw socket from sending. A per-socket IPsec policy that blocks
+// everything outward does: each later route look-up fails. The owner needs CAP_NET_ADMIN to take it
+// away.
+bool block_raw_socket(int socket, std::uint16_t family) {
+  xfrm_userpolicy_info policy{};
+  policy.sel.family = family;
+  policy.lft.soft_byte_limit = policy.lft.hard_byte_limit = XFRM_INF;
+  policy.lft.soft_packet_limit = policy.lft.hard_packet_limit = XFRM_INF;
+  policy.dir = XFRM_POLICY_OUT;
+  policy.action = XFRM_POLICY_BLOCK;
+  if (family == AF_INET6)
+    return setsockopt(socket, IPPROTO_IPV6, IPV6_XFRM_POLICY, &policy, sizeof(policy)) == 0;
+  return setsockopt(socket, IPPROTO_IP, IP_XFRM_POLICY, &policy, sizeof(policy)) == 0;
+}
+
 void shut_sockets_of(const SocketSweep& sweep, std::uint32_t task, const std::string& path,
                      const std::set<std::uint64_t>& inside) {
   const Fd pidfd(pidfd_open(task));
@@ -126,14 +143,25 @@ void shut_sockets_of(const SocketSweep& sweep, std::uint32_t task, const std::st
       continue;
     }
     if (row.family == AF_PACKET) {
-      spdlog::error(
-          "{}: {} (pid {}) brought packet socket {} into the cgroup; it cannot be shut, and is "
-          "judged only by "
-          "the uplink guard as what it was: end the process, or give the workload a network "
-          "namespace",
+      // shutdown() refuses it, and nothing but closing it would stop it from sending: the uplink
+      // guard drops its mark.
+      const std::uint32_t doomed = SLUICE_DOOMED_MARK;
+      if (setsockopt(socket.get(), SOL_SOCKET, SO_MARK, &doomed, sizeof(doomed)) != 0)
+        spdlog::error("{}: cannot mark packet socket {} of {} (pid {}): {}", path, row.fd,
+                      command_of(task), task, strerror(errno));
+      spdlog::warn(
+          "{}: {} (pid {}) brought packet socket {} into the cgroup; only the uplink guard stops "
+          "it: set "
+          "guard.uplinks, or give the workload a network namespace",
           path, command_of(task), task, row.fd);
       continue;
     }
+    if (row.type == SOCK_RAW && !block_raw_socket(socket.get(), row.family))
+      spdlog::error(
+          "{}: {} (pid {}) brought raw socket {} into the cgroup, and it cannot be blocked: {}; "
+          "end the "
+          "process, or run a kernel with CONFIG_XFRM",
+          path, command_of(task), task, row.fd, strerror(errno));
     // ENOTCONN is the answer for unconnected UDP, which is shut all the same.
     shutdown(socket.get(), SHUT_RDWR);
     ++shut;
