@@ -4,6 +4,7 @@
 #include <mntent.h>
 #include <unistd.h>
 
+#include <array>
 #include <cstdio>
 #include <cstring>
 #include <memory>
@@ -14,10 +15,13 @@ namespace sluice {
 
 Result<std::filesystem::path> find_cgroup2() {
   const std::unique_ptr<FILE, int (*)(FILE*)> mounts(setmntent("/proc/mounts", "r"), endmntent);
+  // Not getmntent(), whose buffer all threads share: the background thread looks here too.
+  mntent entry{};
+  std::array<char, 8192> line;
   if (mounts)
-    while (const mntent* entry = getmntent(mounts.get()))
-      if (std::strcmp(entry->mnt_type, "cgroup2") == 0)
-        return std::filesystem::path(entry->mnt_dir);
+    while (getmntent_r(mounts.get(), &entry, line.data(), static_cast<int>(line.size())) != nullptr)
+      if (std::strcmp(entry.mnt_type, "cgroup2") == 0)
+        return std::filesystem::path(entry.mnt_dir);
   return fail_with(
       ENOENT, "no cgroup2 file system in /proc/mounts; run `mount -t cgroup2 none /sys/fs/cgroup`");
 }
