@@ -14,6 +14,7 @@ namespace {
 
 constexpr std::uint32_t kSlotBits = 24;
 constexpr std::size_t kDenialBatch = 256;
+const std::string kObservers;  // the empty instance name, see PluginEvents
 constexpr std::size_t kNoSource = ~std::size_t{0};
 constexpr std::chrono::nanoseconds kForgetLearnedEvery = std::chrono::minutes{1};
 constexpr std::array<const char*, SLUICE_REASON_COUNT> kReasonTexts = {
@@ -161,8 +162,18 @@ struct AttachmentManager::Change {
   std::vector<LayerPtr> layers;
   bool hold = false;  // remember, but leave the kernel as it is for now
   Composed next{};
-  bool domains_changed = false;    // after the commit: resolvers are to be told
+  // After the commit: who is to be told.
+  bool domains_changed = false, mode_changed = false;
   std::size_t source = kNoSource;  // whose layer is new, where there is one
+
+  [[nodiscard]] static Change of(Attachment& attachment, WirePtr wire,
+                                 std::vector<LayerPtr> layers) {
+    Change change;
+    change.attachment = &attachment;
+    change.wire = std::move(wire);
+    change.layers = std::move(layers);
+    return change;
+  }
 };
 
 AttachmentManager::AttachmentManager(DataPlane& plane, Wiring wiring, AttachmentTiming timing,
@@ -230,11 +241,14 @@ AttachmentManager::Attachment& AttachmentManager::insert(const KernelAttachment&
 
 // Forgets it and tells its sources. The filter itself is the caller's business.
 void AttachmentManager::erase(Attachment& attachment, const std::string& reason) {
-  if (events_ != nullptr && attachment.wire) {
+  if (events_ != nullptr) {
     const auto info = info_of(attachment);
-    for (const auto& source : attachment.wire->sources) {
-      events_->attachment_removed(source, info, reason);
+    if (attachment.wire) {
+      for (const auto& source : attachment.wire->sources) {
+        events_->attachment_removed(source, info, reason);
+      }
     }
+    events_->attachment_removed(kObservers, info, reason);
   }
   if (!attachment.claimed) unclaimed_ -= 1;
   if (attachment.held) held_ -= 1;
@@ -453,6 +467,7 @@ Status AttachmentManager::transact(const Wiring& wiring, std::vector<Change>& ch
                     attachment.image};
     auto status = publish(attachment, change.next, tightens(attachment, change.next, now));
     if (status) {
+      change.mode_changed = before.mode != change.next.mode;
       if (before.image) undo.emplace_back(&attachment, std::move(before));
       continue;
     }
@@ -721,7 +736,7 @@ void AttachmentManager::warn_unwired(const Attachment& attachment) {
 
 // Tells sources that came, went or stayed with a change of wire or labels.
 void AttachmentManager::tell_rewired(const Attachment& attachment, const WirePtr& before,
-                                     bool domains_changed) {
+                                     bool domains_changed, bool is_new) {
   if (events_ == nullptr) return;
   const auto info = info_of(attachment);
   const std::vector<std::string> none;
@@ -742,6 +757,26 @@ void AttachmentManager::tell_rewired(const Attachment& attachment, const WirePtr
       events_->domain_rules(source, attachment.id, attachment.domains->rules);
     }
   }
+  // Observers know of adopted ones from the list they began with.
+  if (is_new) {
+    events_->attachment_added(kObservers, info);
+  } else {
+    events_->attachment_changed(kObservers, info);
+  }
+}
+
+// After a change of policy that `speaker` made (empty: nobody): the others learn of another mode,
+// resolvers of other domain rules.
+void AttachmentManager::tell_policy(const Change& change, const std::string& speaker) {
+  const auto& attachment = *change.attachment;
+  if (change.mode_changed && events_ != nullptr) {
+    const auto info = info_of(attachment);
+    for (const auto& source : attachment.wire->sources) {
+      if (source != speaker) events_->attachment_changed(source, info);
+    }
+    events_->attachment_changed(kObservers, info);
+  }
+  if (change.domains_changed) tell_domain_rules(attachment);
 }
 
 Result<AttachmentId> AttachmentManager::attach(const std::string& instance, const Target& target,
@@ -815,7 +850,7 @@ Result<AttachmentId> AttachmentManager::attach(const std::string& instance, cons
   }
   attachment.domains = cache_.domain_rules({}, now);
   warn_unwired(attachment);
-  tell_rewired(attachment, nullptr, false);
+  tell_rewired(attachment, nullptr, false, true);
   return attachment.id;
 }
 
@@ -844,7 +879,7 @@ Result<AttachmentId> AttachmentManager::claim(Attachment& attachment, const std:
     held_ += 1;
   }
   std::vector<Change> changes;
-  changes.push_back({&attachment, wire, carry_over(attachment, wire), false, {}, false, kNoSource});
+  changes.push_back(Change::of(attachment, wire, carry_over(attachment, wire)));
   if (auto status = transact(wiring_, changes); !status) {
     if (first_time && attachment.held) {
       attachment.held = false;
@@ -868,7 +903,7 @@ Result<AttachmentId> AttachmentManager::claim(Attachment& attachment, const std:
   attachment.run = run_of(instance);
   attachment.labels = labels;
   warn_unwired(attachment);
-  tell_rewired(attachment, before, changes.front().domains_changed);
+  tell_rewired(attachment, before, changes.front().domains_changed, false);
   return attachment.id;
 }
 
@@ -919,9 +954,14 @@ void AttachmentManager::instance(const std::string& name, InstanceRoles roles,
                                  InstanceState state) {
   auto& known = instances_[name];
   known.roles = roles;
-  if (state == InstanceState::running && known.state != InstanceState::running) {
+  // A discovery attaches and lists before its start() returns, so its run begins with `starting`.
+  const bool begins =
+      known.run == 0 || (known.state == InstanceState::down && state != InstanceState::down);
+  if (begins) {
     known.run += 1;
     known.listed = false;
+  }
+  if (state == InstanceState::running && (begins || known.state != state)) {
     known.running_since = clock_();
     wake_at(after(known.running_since, timing_.listing));
   }
@@ -959,8 +999,7 @@ Result<Applied> AttachmentManager::change_layer(const std::string& instance, Att
   // The usual news is none.
   if (stored == attachment->layers[*source] && !attachment->held) return applied(*attachment);
   std::vector<Change> changes;
-  changes.push_back(
-      {attachment, attachment->wire, attachment->layers, false, {}, false, kNoSource});
+  changes.push_back(Change::of(*attachment, attachment->wire, attachment->layers));
   changes.front().layers[*source] = std::move(stored);
   changes.front().source = *source;
   if (auto status = transact(wiring_, changes); !status) {
@@ -968,7 +1007,7 @@ Result<Applied> AttachmentManager::change_layer(const std::string& instance, Att
     error.item_index = Error::kNoIndex;
     return std::unexpected(std::move(error));
   }
-  if (changes.front().domains_changed) tell_domain_rules(*attachment);
+  tell_policy(changes.front(), instance);
   return applied(*attachment);
 }
 
@@ -1027,15 +1066,12 @@ Status AttachmentManager::replace_layers(const std::string& instance,
                                         target_name(attachment->target))});
     }
     if (auto status = check_rules(layer.rules); !status) return at(status.error());
-    changes.push_back(
-        {attachment, attachment->wire, attachment->layers, false, {}, false, kNoSource});
+    changes.push_back(Change::of(*attachment, attachment->wire, attachment->layers));
     changes.back().layers[*source] = cache_.intern(std::move(layer));
     changes.back().source = *source;
   }
   if (auto status = transact(wiring_, changes); !status) return status;
-  for (const auto& change : changes) {
-    if (change.domains_changed) tell_domain_rules(*change.attachment);
-  }
+  for (const auto& change : changes) tell_policy(change, instance);
   return {};
 }
 
@@ -1086,8 +1122,7 @@ Status AttachmentManager::rewire(Wiring asked) {
         match_wire(wiring, attachment->target, attachment->labels, attachment->discovered_by);
     auto layers = carry_over(*attachment, wire);
     before.push_back(attachment->wire);
-    changes.push_back(
-        {attachment.get(), std::move(wire), std::move(layers), false, {}, false, kNoSource});
+    changes.push_back(Change::of(*attachment, std::move(wire), std::move(layers)));
   }
   if (auto status = transact(wiring, changes); !status) return status;
   wiring_ = std::move(wiring);
@@ -1095,9 +1130,12 @@ Status AttachmentManager::rewire(Wiring asked) {
   warned_unwired_.clear();
   for (std::size_t i = 0; i < changes.size(); ++i) {
     const auto& attachment = *changes[i].attachment;
-    if (attachment.wire == before[i]) continue;
+    if (attachment.wire == before[i]) {
+      tell_policy(changes[i], {});
+      continue;
+    }
     warn_unwired(attachment);
-    tell_rewired(attachment, before[i], changes[i].domains_changed);
+    tell_rewired(attachment, before[i], changes[i].domains_changed, false);
   }
   return {};
 }
@@ -1187,14 +1225,15 @@ void AttachmentManager::end_holds(BootTime now) {
       continue;
     }
     std::vector<Change> changes;
-    changes.push_back(
-        {attachment.get(), attachment->wire, attachment->layers, false, {}, false, kNoSource});
+    changes.push_back(Change::of(*attachment, attachment->wire, attachment->layers));
     if (auto status = transact(wiring_, changes); !status) {
       spdlog::error("{}; it keeps the policy it was found with, trying again",
                     status.error().message);
       attachment->held_until = after(now, timing_.hold);
       wake_at(attachment->held_until);
+      continue;
     }
+    tell_policy(changes.front(), {});
   }
 }
 
@@ -1245,8 +1284,7 @@ void AttachmentManager::expire(BootTime now) {
       const auto recompile = expiry.never() ? expiry : after(expiry, timing_.recompile_delay);
       if (due(recompile, now)) {
         std::vector<Change> changes;
-        changes.push_back(
-            {attachment.get(), attachment->wire, attachment->layers, false, {}, false, kNoSource});
+        changes.push_back(Change::of(*attachment, attachment->wire, attachment->layers));
         if (auto status = transact(wiring_, changes); !status) {
           spdlog::warn("{}; the kernel has stopped honouring what expired", status.error().message);
           wake_at(after(now, timing_.listing));

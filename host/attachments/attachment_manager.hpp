@@ -154,7 +154,9 @@ class AttachmentManager final : public Core {
 
   [[nodiscard]] AttachmentInfo info_of(const Attachment& attachment) const;
   [[nodiscard]] static Applied applied(const Attachment& attachment);
-  void tell_rewired(const Attachment& attachment, const WirePtr& before, bool domains_changed);
+  void tell_rewired(const Attachment& attachment, const WirePtr& before, bool domains_changed,
+                    bool is_new);
+  void tell_policy(const Change& change, const std::string& speaker);
   void warn_unwired(const Attachment& attachment);
 
   void on_denial(const sluice_event& event);

@@ -51,7 +51,9 @@ struct Denial {
   std::string rule;  // the explicit rule that explains it, empty when there is none
 };
 
-// [core loop] Implemented by the plugin host, which queues to the named instance's strand.
+// [core loop] Implemented by the plugin host, which queues to the named instance's strand. Each
+// change of an attachment is told to the sources of its wire by name, then once with an empty
+// `instance` for the observers, who hear of all.
 class PluginEvents {
  public:
   virtual ~PluginEvents() = default;

@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include "daemon/logging.hpp"
@@ -70,15 +71,22 @@ class Daemon::Tee final : public PluginEvents {
  public:
   Tee(PluginHost& plugins, AttachmentManager& manager)
       : plugins_(plugins), log_([&manager](AttachmentId id) { return manager.name_of(id); }) {}
+
+  void set_roles(const std::string& instance, std::uint32_t roles) {
+    if ((roles & SLUICE_ROLE_OBSERVER) != 0) observers_.insert(instance);
+  }
+  void forget(const std::string& instance) { observers_.erase(instance); }
+
   void attachment_added(const std::string& instance, const AttachmentInfo& info) override {
-    plugins_.attachment_added(instance, info);
+    each(instance, [&](const std::string& name) { plugins_.attachment_added(name, info); });
   }
   void attachment_changed(const std::string& instance, const AttachmentInfo& info) override {
-    plugins_.attachment_changed(instance, info);
+    each(instance, [&](const std::string& name) { plugins_.attachment_changed(name, info); });
   }
   void attachment_removed(const std::string& instance, const AttachmentInfo& info,
                           const std::string& reason) override {
-    plugins_.attachment_removed(instance, info, reason);
+    each(instance,
+         [&](const std::string& name) { plugins_.attachment_removed(name, info, reason); });
   }
   void domain_rules(const std::string& instance, AttachmentId id,
                     const std::vector<Rule>& rules) override {
@@ -90,8 +98,19 @@ class Daemon::Tee final : public PluginEvents {
   }
 
  private:
+  // An observer that is a source as well hears of all as an observer, and so once.
+  template <typename Tell>
+  void each(const std::string& instance, Tell&& tell) {
+    if (instance.empty()) {
+      for (const auto& observer : observers_) tell(observer);
+    } else if (!observers_.contains(instance)) {
+      tell(instance);
+    }
+  }
+
   PluginHost& plugins_;
   DenialLog log_;
+  std::set<std::string> observers_;
 };
 
 std::expected<std::unique_ptr<Daemon>, std::vector<std::string>> Daemon::start(
@@ -174,6 +193,8 @@ void Daemon::turn() {
 void Daemon::follow(const PluginStatus& status) {
   // Stopped for good is the reload's business, which knows whether the configuration names it.
   manager_->instance(status.instance, roles_of(status.roles), state_of(status.phase));
+  tee_->set_roles(status.instance, status.roles);
+  lost_threads_ |= status.phase == PluginPhase::quarantined;
   if (ready_ && !stopping_) tell_status();
 }
 
@@ -235,12 +256,6 @@ void Daemon::stop() {
   check_.reset();
   spdlog::info("stopping; {} filters stay in force", manager_->tally().attachments);
   plugins_->stop([this] { loop_->stop(); });
-}
-
-bool Daemon::has_lost_threads() const {
-  return std::ranges::any_of(plugins_->status(), [](const PluginStatus& plugin) {
-    return plugin.phase == PluginPhase::quarantined;
-  });
 }
 
 // ---- reload -------------------------------------------------------------------------------------
@@ -307,7 +322,9 @@ void Daemon::reload_applied(const Status& status, LoadedConfig& loaded) {
     const auto stays = std::ranges::any_of(next.plugins, [&](const PluginConfig& candidate) {
       return candidate.instance == plugin.instance;
     });
-    if (!stays) manager_->forget_instance(plugin.instance);
+    if (stays) continue;
+    manager_->forget_instance(plugin.instance);
+    tee_->forget(plugin.instance);
   }
   if (auto rewired = manager_->rewire(Wiring(next)); !rewired) {
     errors.push_back(rewired.error().message + "; the former wiring stays in force");

@@ -65,11 +65,10 @@ class Daemon {
   [[nodiscard]] EventLoop& loop() { return *loop_; }
   // True when a plugin was let go: its thread may still run, so the process must end without
   // destructors of static objects.
-  [[nodiscard]] bool has_lost_threads() const;
+  [[nodiscard]] bool has_lost_threads() const { return lost_threads_; }
 
  private:
-  // Denials go to the log as well.
-  class Tee;
+  class Tee;  // between attachments and plugins: observers, and denials into the log
 
   Daemon(LoadedConfig loaded, DaemonParts parts, StateLock lock, std::unique_ptr<EventLoop> loop,
          DaemonParts::Plane plane);
@@ -102,6 +101,7 @@ class Daemon {
   std::size_t adopted_ = 0;
   EventLoop::Clock::time_point listing_until_{};
   bool ready_ = false, stopping_ = false, reloading_ = false, reload_again_ = false;
+  bool lost_threads_ = false;
   int exit_status_ = 0;
   std::function<void()> on_ready_;
   std::function<void(std::vector<std::string>)> on_reloaded_;

@@ -12,6 +12,7 @@ PluginHostSettings plugin_settings(const Config& config, uid_t library_owner) {
   settings.libraries.owner = library_owner;
   settings.config_directory = config.file.parent_path();
   settings.state_directory = config.host.state_dir;
+  settings.check_options = check_options;
   return settings;
 }
 

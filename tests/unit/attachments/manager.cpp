@@ -136,6 +136,21 @@ TEST_CASE("new labels match the wiring again, and layers of sources that stay ar
   }
 }
 
+TEST_CASE("observers hear of every attachment once, wired or not, and of its mode") {
+  Stage stage(config_of({wire({"static", "saas"}, {{"class", "vm"}})}));
+  const auto wired = stage.attach(tap("tap1", 7), {{"class", "vm"}});
+  const auto closed = stage.attach(tap("tap2", 8));
+  CHECK(std::exchange(stage.listener.observed, {}) == Heard{"added tap1", "added tap2"});
+  stage.listener.take();
+  REQUIRE(stage.manager.replace_layer("static", wired, allowlist({allow("192.0.2.0/24")})));
+  CHECK(std::exchange(stage.listener.observed, {}) == Heard{"changed tap1"});
+  CHECK(stage.listener.take() == Heard{"changed saas tap1"});  // not the one that spoke
+  REQUIRE(stage.manager.replace_layer("static", wired, allowlist({})));
+  CHECK(stage.listener.observed.empty());  // rules are no news to them
+  REQUIRE(stage.manager.detach("taps", closed, "over"));
+  CHECK(std::exchange(stage.listener.observed, {}) == Heard{"removed tap2"});
+}
+
 // ---- layers -------------------------------------------------------------------------------------
 
 TEST_CASE("the mode is that of the first source, in the wire's order, which has set one") {
@@ -622,6 +637,32 @@ TEST_CASE("a discovery that restarts claims its attachments again; what it misse
   CHECK(stage.passes(kept, to("192.0.2.1")));
 }
 
+TEST_CASE("what a discovery attaches and lists before it is said to run counts") {
+  Stage stage(config_of({wire({"static"})}));
+  const InstanceRoles discovery{.discovery = true, .policy_source = false};
+  stage.manager.instance("taps", discovery, InstanceState::starting);
+  stage.manager.instance("taps", discovery, InstanceState::starting);
+  stage.attach(tap("tap1", 1));
+  stage.attach(tap("tap2", 2));
+  REQUIRE(stage.manager.listed("taps"));
+  CHECK(stage.manager.all_listed());
+  stage.manager.instance("taps", discovery, InstanceState::running);
+  stage.manager.started();
+  stage.pass_time(1h);
+  CHECK(stage.manager.list().size() == 2);
+
+  stage.manager.instance("taps", discovery, InstanceState::down);
+  stage.manager.instance("taps", discovery, InstanceState::starting);
+  CHECK_FALSE(stage.manager.all_listed());
+  stage.attach(tap("tap1", 1));
+  REQUIRE(stage.manager.listed("taps"));
+  stage.turn();
+  CHECK(stage.manager.list().size() == 2);  // not before it runs
+  stage.manager.instance("taps", discovery, InstanceState::running);
+  stage.turn();
+  CHECK(stage.manager.list().size() == 1);
+}
+
 TEST_CASE("an instance renamed in the configuration hands its attachments over") {
   Stage stage(config_of({wire({"static"})}));
   stage.run_discovery("taps");
@@ -727,7 +768,7 @@ TEST_CASE("domain rules of all sources reach every source of the wire, united an
   Stage stage(config_of({wire({"one", "two", "dns"})}));
   const auto id = stage.attach(tap("tap1", 7));
   stage.listener.take();
-  REQUIRE(stage.manager.replace_layer("one", id, allowlist({allow_name("pypi.org")})));
+  REQUIRE(stage.manager.replace_layer("one", id, only({allow_name("pypi.org")})));
   CHECK(stage.listener.take() ==
         Heard{"domains one pypi.org", "domains two pypi.org", "domains dns pypi.org"});
   REQUIRE(stage.manager.replace_layer("two", id,

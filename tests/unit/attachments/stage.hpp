@@ -18,14 +18,14 @@ using namespace std::chrono_literals;
 class Listener final : public PluginEvents {
  public:
   void attachment_added(const std::string& instance, const AttachmentInfo& info) override {
-    heard.push_back("added " + instance + " " + target_name(info.target));
+    note("added", instance, info);
   }
   void attachment_changed(const std::string& instance, const AttachmentInfo& info) override {
-    heard.push_back("changed " + instance + " " + target_name(info.target));
+    note("changed", instance, info);
   }
   void attachment_removed(const std::string& instance, const AttachmentInfo& info,
                           const std::string&) override {
-    heard.push_back("removed " + instance + " " + target_name(info.target));
+    note("removed", instance, info);
   }
   void domain_rules(const std::string& instance, AttachmentId,
                     const std::vector<Rule>& rules) override {
@@ -38,8 +38,17 @@ class Listener final : public PluginEvents {
   }
   std::vector<std::string> take() { return std::exchange(heard, {}); }
 
-  std::vector<std::string> heard;
+  std::vector<std::string> heard, observed;
   std::vector<Denial> denied;
+
+ private:
+  void note(const std::string& what, const std::string& instance, const AttachmentInfo& info) {
+    if (instance.empty()) {
+      observed.push_back(what + " " + target_name(info.target));
+    } else {
+      heard.push_back(what + " " + instance + " " + target_name(info.target));
+    }
+  }
 };
 
 inline Rule rule(Action action, const std::string& prefix, std::vector<PortRange> ports = {}) {
