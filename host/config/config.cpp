@@ -282,11 +282,12 @@ class Reader {
       for (const auto& server : *servers) read_dhcp_server(server, options);
     if (const auto types = table.integers("ethertypes", 0x0600, 0xffff)) {
       for (const auto& type : *types) read_ethertype(type, options.ethertypes);
-      check_count("ethertypes", types->size(), SLUICE_MAX_EXTRA_ETHERTYPES, *types);
+      check_count("ethertypes", options.ethertypes.size(), SLUICE_MAX_EXTRA_ETHERTYPES, *types);
     }
     if (const auto ids = table.integers("vlans", 1, 4094)) {
-      for (const auto& id : *ids) add_number("vlans", id, options.vlans);
-      check_count("vlans", ids->size(), SLUICE_MAX_VLANS, *ids);
+      for (const auto& id : *ids)
+        add_number("vlans", id, fmt::format("{}", id.value), options.vlans);
+      check_count("vlans", options.vlans.size(), SLUICE_MAX_VLANS, *ids);
     }
   }
 
@@ -297,11 +298,13 @@ class Reader {
                   fmt::format("{} has {} items; the filter has room for {}", key, count, most));
   }
 
+  // `written`: the number as an operator writes it.
   void add_number(std::string_view key, const Located<std::int64_t>& number,
-                  std::vector<std::uint16_t>& out) {
+                  const std::string& written, std::vector<std::uint16_t>& out) {
     const auto value = static_cast<std::uint16_t>(number.value);
     if (std::ranges::find(out, value) != out.end())
-      errors_.add(number.position, fmt::format("{}: {} stands here twice; remove one", key, value));
+      errors_.add(number.position,
+                  fmt::format("{}: {} stands here twice; remove one", key, written));
     else
       out.push_back(value);
   }
@@ -321,7 +324,7 @@ class Reader {
       case 0x9100:
         return refuse("is a VLAN tag, which can hide anything; name the VLANs with vlans = [...]");
       default:
-        add_number("ethertypes", type, out);
+        add_number("ethertypes", type, fmt::format("0x{:04x}", type.value), out);
     }
   }
 

@@ -86,20 +86,20 @@ struct OptionDeclaration {
     string_table,
     duration
   };
-  std::string path;
+  std::string path{};
   Type type = Type::string;
   bool required = false;
-  std::string default_value;  // TOML text, empty: none
-  std::string help;
+  std::string default_value{};  // TOML text, empty: none
+  std::string help{};
 };
 struct OptionValue {
-  std::string path;
+  std::string path{};
   OptionDeclaration::Type type = OptionDeclaration::Type::string;
   bool is_set = false;
   bool boolean = false;
   std::int64_t integer = 0;  // duration: nanoseconds
-  std::string string;
-  std::vector<std::string> items;  // string_table: key, value, key, value...
+  std::string string{};
+  std::vector<std::string> items{};  // string_table: key, value, key, value...
 };
 
 // Checks the plugin's table against its declared options: unknown keys (with the nearest known

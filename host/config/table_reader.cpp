@@ -68,20 +68,18 @@ std::optional<std::vector<Located<std::string>>> TableReader::strings(std::strin
   if (!node) return std::nullopt;
   std::vector<Located<std::string>> out;
   out.reserve(node->items.size());
-  bool is_good = true;
   for (const auto& item : node->items) {
     if (item.kind == TomlNode::Kind::string && item.text.find('\0') == std::string::npos) {
       out.push_back({item.text, item.position});
       continue;
     }
-    is_good = false;
     if (item.kind == TomlNode::Kind::string)
       errors_.add(item.position, fmt::format("{} holds a zero byte; remove it", key));
     else
       errors_.add(item.position,
                   wrong_type(fmt::format("an item of {}", key), item, "strings only"));
   }
-  return is_good ? std::optional(std::move(out)) : std::nullopt;
+  return out;
 }
 
 std::optional<std::vector<Located<std::int64_t>>> TableReader::integers(std::string_view key,
@@ -90,13 +88,11 @@ std::optional<std::vector<Located<std::int64_t>>> TableReader::integers(std::str
   const TomlNode* node = expect(key, TomlNode::Kind::array, "a list of integers");
   if (!node) return std::nullopt;
   std::vector<Located<std::int64_t>> out;
-  bool is_good = true;
   for (const auto& item : node->items) {
     if (item.kind == TomlNode::Kind::integer && item.integer >= lowest && item.integer <= highest) {
       out.push_back({item.integer, item.position});
       continue;
     }
-    is_good = false;
     if (item.kind != TomlNode::Kind::integer)
       errors_.add(item.position,
                   wrong_type(fmt::format("an item of {}", key), item, "integers only"));
@@ -104,7 +100,7 @@ std::optional<std::vector<Located<std::int64_t>>> TableReader::integers(std::str
       errors_.add(item.position, fmt::format("an item of {} is {}; it goes from {} to {}", key,
                                              item.integer, lowest, highest));
   }
-  return is_good ? std::optional(std::move(out)) : std::nullopt;
+  return out;
 }
 
 std::optional<std::map<std::string, std::string>> TableReader::string_table(std::string_view key) {
@@ -112,17 +108,15 @@ std::optional<std::map<std::string, std::string>> TableReader::string_table(std:
       expect(key, TomlNode::Kind::table, "a table of strings, such as { class = \"vm\" }");
   if (!node) return std::nullopt;
   std::map<std::string, std::string> out;
-  bool is_good = true;
   for (const auto& entry : node->entries) {
     if (entry.value.kind == TomlNode::Kind::string) {
       out.emplace(entry.key, entry.value.text);
       continue;
     }
-    is_good = false;
     errors_.add(entry.value.position,
                 wrong_type(fmt::format("{}.{}", key, entry.key), entry.value, "a string"));
   }
-  return is_good ? std::optional(std::move(out)) : std::nullopt;
+  return out;
 }
 
 const TomlNode* TableReader::table(std::string_view key) {

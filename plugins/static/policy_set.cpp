@@ -224,6 +224,8 @@ LoadResult PolicyLoader::load(const PolicySet& current, const Beginnings& beginn
     }
     known.emplace(file, *std::move(one));
   }
+  // What was read without fault need not be read again, whatever is wrong elsewhere.
+  known_ = std::move(known);
   if (!result.errors.empty()) return result;
 
   std::map<std::string_view, PolicyPtr> in_force;
@@ -245,7 +247,6 @@ LoadResult PolicyLoader::load(const PolicySet& current, const Beginnings& beginn
     }
     policy = std::move(begun);
   }
-  known_ = std::move(known);
   result.set = std::move(set);
   return result;
 }
