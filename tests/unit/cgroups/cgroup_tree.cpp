@@ -205,6 +205,18 @@ TEST_CASE("when watches run out: one message, a look every second, and word when
   CHECK(bench.host.attachments.size() == 20);
 }
 
+TEST_CASE("a removed directory that somebody holds open costs no watch any longer") {
+  Bench bench({.match = {"/t/*/*"}});
+  bench.kernel.make_all("/t/a/vm");
+  bench.start();
+  CHECK(bench.kernel.watches() == 3);
+  bench.kernel.removed_are_held = true;
+  bench.kernel.remove("/t/a");
+  bench.catch_up();
+  CHECK(bench.names().empty());
+  CHECK(bench.kernel.watches() == 2);
+}
+
 TEST_CASE("an echo of what is known already costs one look, not a listing of everything below") {
   Bench bench({.match = {"/k/**"}});
   bench.kernel.make("/k");

@@ -22,6 +22,8 @@ class ScriptedHierarchy final : public Hierarchy {
   std::size_t watch_limit = SIZE_MAX;
   std::size_t queue_limit = SIZE_MAX;
   std::size_t looks = 0;
+  // Somebody keeps removed directories open, and with them their watches.
+  bool removed_are_held = false;
 
   ScriptedHierarchy() { root_.id = ++last_id_; }
 
@@ -46,7 +48,9 @@ class ScriptedHierarchy final : public Hierarchy {
     gone->is_removed = true;
     parent.children.erase(name_of(path));
     emit(parent.watch, Event::What::deleted, name_of(path));
-    if (gone->watch >= 0) {
+    if (gone->watch >= 0 && removed_are_held) {
+      held_.push_back(gone);
+    } else if (gone->watch >= 0) {
       emit(gone->watch, Event::What::unwatched, "");
       watched_.erase(gone->watch);
       gone->watch = -1;
@@ -141,6 +145,7 @@ class ScriptedHierarchy final : public Hierarchy {
   }
 
   Directory root_;
+  std::vector<std::shared_ptr<Directory>> held_;
   std::map<int, Directory*> watched_;
   std::deque<Event> queue_;
   std::uint64_t last_id_ = 0;

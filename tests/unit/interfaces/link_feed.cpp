@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <set>
 
 #include "interfaces/link_book.hpp"
 #include "unit/discovery/scripted_host.hpp"
