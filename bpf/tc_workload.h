@@ -68,6 +68,18 @@ static __always_inline int sluice_pass(struct __sk_buff* skb) {
   return SLUICE_NEXT;
 }
 
+/* At a device's egress skb->protocol is what the sender's packet socket was told, whatever its frame
+ * says: under an EtherType that passes unread it could send IP, or under IP's a tag. */
+static __always_inline int sluice_protocol_is_true(struct __sk_buff* skb) {
+  __u16 type = 0;
+  const __u8* frame = (const __u8*)(long)skb->data;
+  if (frame + 14 <= (const __u8*)(long)skb->data_end)
+    type = *(const __u16*)(frame + 12);
+  else if (bpf_skb_load_bytes(skb, 12, &type, 2))
+    return 0;
+  return type == (__u16)skb->protocol;
+}
+
 /* Link layer, then network layer, then policy. Never SLUICE_OK. */
 static __always_inline __u32 sluice_judge_frame(struct __sk_buff* skb, struct sluice_slot* slot,
                                                 __u64 word, __u32 net, struct sluice_facts* facts) {
@@ -75,6 +87,7 @@ static __always_inline __u32 sluice_judge_frame(struct __sk_buff* skb, struct sl
   __u32 reason = sluice_check_tag(skb, slot);
   facts->ethertype = ethertype;
   if (reason != SLUICE_OK) return reason;
+  if (net && !sluice_protocol_is_true(skb)) return SLUICE_REASON_DENY_ETHERTYPE;
   if (ethertype == SLUICE_ETH_IP4 || ethertype == SLUICE_ETH_IP6) {
     reason = sluice_read_packet(skb, net, ethertype, facts, 1);
     if (reason != SLUICE_OK) return reason;
@@ -90,6 +103,8 @@ static __always_inline __u32 sluice_judge_frame(struct __sk_buff* skb, struct sl
   }
   if (ethertype == SLUICE_ETH_VLAN || ethertype == 0x88a8)
     return SLUICE_REASON_DENY_VLAN; /* QinQ */
+  /* Without an Ethernet header there is nothing that tells one protocol from IP. */
+  if (!net) return SLUICE_REASON_DENY_ETHERTYPE;
   for (int i = 0; i < SLUICE_MAX_EXTRA_ETHERTYPES; i++)
     if (slot->ethertypes[i] && slot->ethertypes[i] == ethertype) return SLUICE_REASON_ALLOW_RULE;
   return SLUICE_REASON_DENY_ETHERTYPE;
@@ -117,10 +132,9 @@ int sluice_tc_from(struct __sk_buff* skb) {
   struct sluice_facts facts = {};
   __u64 word = *(volatile __u64*)&slot->word;
   __u32 net = slot->link_layer == SLUICE_LINK_RAW_IP ? 0 : 14, length = skb->len, reason;
-  if (sluice_word_mode(word) == SLUICE_MODE_DISABLED)
-    reason = SLUICE_REASON_ALLOW_DISABLED;
-  else
-    reason = sluice_judge_frame(skb, slot, word, net, &facts);
+  /* Read in mode disabled too: the flows that the workload opens now are its own later on. */
+  reason = sluice_judge_frame(skb, slot, word, net, &facts);
+  if (sluice_word_mode(word) == SLUICE_MODE_DISABLED) reason = SLUICE_REASON_ALLOW_DISABLED;
   if (sluice_conclude(slot, index, word, &facts, reason, length, skb->ifindex)) {
     if (reason != SLUICE_REASON_ALLOW_REPLY) sluice_note_outbound(slot, word, &facts);
     return sluice_pass(skb);
@@ -130,6 +144,18 @@ int sluice_tc_from(struct __sk_buff* skb) {
     return facts.family == 4 ? sluice_tell4(skb, &facts, net, 0)
                              : sluice_tell6(skb, &facts, net, 0);
   return SLUICE_DROP;
+}
+
+/* Is `ifindex`, in the namespace of `slot`, the interface of an attachment? */
+static __always_inline int sluice_is_attached(const struct sluice_slot* slot, __u32 ifindex) {
+  __u32* index = bpf_map_lookup_elem(&interfaces, &ifindex);
+  if (index && *index) {
+    __u32 slot_index = *index;
+    const struct sluice_slot* other = bpf_map_lookup_elem(&slots, &slot_index);
+    if (other && other->netns_cookie == slot->netns_cookie) return 1;
+  }
+  struct sluice_interface_key key = {.netns_cookie = slot->netns_cookie, .ifindex = ifindex};
+  return bpf_map_lookup_elem(&far_interfaces, &key) != 0;
 }
 
 /*
@@ -144,10 +170,7 @@ static __always_inline int sluice_is_from_outside(struct __sk_buff* skb,
   __u32 from = skb->ingress_ifindex;
   if (from == 0 || slot->workload_is_egress)
     return 1; /* the host itself; beyond a device that leads outside */
-  if (skb->pkt_type != 0 /* PACKET_HOST: routed */) {
-    __u32* index = bpf_map_lookup_elem(&interfaces, &from);
-    return !(index && *index);
-  }
+  if (skb->pkt_type != 0 /* PACKET_HOST: routed */) return !sluice_is_attached(slot, from);
   struct bpf_fib_lookup fib = {};
   fib.ifindex = skb->ifindex;
   if (facts->family == 4) {
@@ -173,6 +196,11 @@ static __always_inline void sluice_note_inbound(struct __sk_buff* skb,
   struct sluice_flow_key key;
   if (word_flags & SLUICE_FLAG_ND && (facts->icmp_type == 135 || facts->icmp_type == 136) &&
       sluice_is_nd(facts) && facts->hop_limit == 255 && facts->family == 6) {
+    /* Not from a sibling on the same bridge: under a forged source it would open a way for discovery
+     * messages, whose payload is free, to any address, routed on by the host. */
+    if (skb->ingress_ifindex && !slot->workload_is_egress &&
+        sluice_is_attached(slot, skb->ingress_ifindex))
+      return;
     struct sluice_flow neighbour = {.last_seen = sluice_now(), .origin = SLUICE_FLOW_INBOUND};
     sluice_neighbour_key(slot, facts->source, &key);
     bpf_map_update_elem(&flows, &key, &neighbour, BPF_ANY);
@@ -209,7 +237,7 @@ int sluice_tc_to(struct __sk_buff* skb) {
   if (!(flags & (SLUICE_FLAG_REPLIES | SLUICE_FLAG_ND)) && !slot->sever_until) return SLUICE_NEXT;
   struct sluice_facts facts = {};
   __u32 net = slot->link_layer == SLUICE_LINK_RAW_IP ? 0 : 14;
-  if (skb->vlan_present) return SLUICE_NEXT;
+  if (sluice_check_tag(skb, slot) != SLUICE_OK) return SLUICE_NEXT;
   if (sluice_read_packet(skb, net, bpf_ntohs((__u16)skb->protocol), &facts, 1) != SLUICE_OK)
     return SLUICE_NEXT;
   if (!sluice_is_cut(slot, word, &facts)) {
