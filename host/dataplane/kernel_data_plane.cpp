@@ -287,17 +287,21 @@ Status KernelDataPlane::learn(std::uint32_t slot, std::span<const LearnedAddress
   };
   std::vector<Before> done;
   done.reserve(addresses.size());
+  const std::uint64_t now = boot_now().nanoseconds;
   for (const LearnedAddress& learned : addresses) {
     Before before{};
     before.key.scope = slots_.at(slot).scope;
     std::memcpy(before.key.address, learned.address.data(), 16);
     before.existed = bpf_map_lookup_elem(map, &before.key, &before.value) == 0;
-    sluice_learned value = before.value;
+    // An answer that has ended is not prolonged: its ports would come back to life with it.
+    const bool lives =
+        before.existed && std::max(before.value.active_until, before.value.grace_until) > now;
+    sluice_learned value = lives ? before.value : sluice_learned{};
     value.active_until =
         std::max<std::uint64_t>(value.active_until, learned.active_until.nanoseconds);
     value.grace_until = std::max<std::uint64_t>(value.grace_until, learned.grace_until.nanoseconds);
     Status written;
-    if (!before.existed) {
+    if (!lives) {
       value.port_set = *port_set;
     } else if (value.port_set != *port_set) {
       auto both = port_sets_.united(value.port_set, ports);
