@@ -244,6 +244,34 @@ TEST_CASE("a storm beside the listing: what is read in between ends up right") {
   CHECK(bench.names() == expected);
 }
 
+TEST_CASE("a dump that the kernel could not keep consistent is asked for again") {
+  SLUICE_NEEDS_NETNS();
+  struct Counter final : LinkSink {
+    int started = 0, completed = 0;
+    std::set<std::uint32_t> seen;
+    void listing_started() override { ++started; }
+    void listing_complete() override { ++completed; }
+    void changed(const Link& link) override { seen.insert(link.ifindex); }
+    void removed(std::uint32_t) override {}
+    void left_bridge(std::uint32_t, std::uint32_t) override {}
+  } sink;
+  std::string batch;
+  for (int i = 0; i < 150; ++i)
+    batch +=
+        "link add tap" + std::to_string(i) + " type veth peer name p" + std::to_string(i) + "\n";
+  ip(batch);
+  LinkFeed feed(sink);
+  feed.open();
+  // Parts of the dump have been made; the list of links changes before the rest is.
+  CHECK(feed.read(1) == LinkFeed::Outcome::more);
+  ip("link del tap140\nlink add late type veth peer name later\n");
+  while (feed.read() == LinkFeed::Outcome::more) {
+  }
+  CHECK(sink.started == 2);
+  CHECK(sink.completed == 1);
+  CHECK(sink.seen.contains(if_nametoindex("late")));
+}
+
 TEST_CASE(
     "a tun device made by its owner process is seen, and is gone when the process closes it") {
   SLUICE_NEEDS_NETNS();
