@@ -1,5 +1,6 @@
 #include "daemon/daemon.hpp"
 
+#include <malloc.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
@@ -222,6 +223,7 @@ void Daemon::become_ready() {
                plugins_->status().size(), count, adopted_, plane_description_);
   notify_manager("READY=1");
   tell_status();
+  ::malloc_trim(0);  // loading programs and reading files took megabytes that are not needed again
   if (on_ready_) on_ready_();
 }
 
@@ -353,6 +355,7 @@ void Daemon::reload_done(std::vector<std::string> errors) {
   notify_manager("READY=1");
   tell_status();
   reloading_ = false;
+  ::malloc_trim(0);
   if (on_reloaded_) on_reloaded_(std::move(errors));
   if (std::exchange(reload_again_, false)) reload();
 }

@@ -1,5 +1,6 @@
 // sluiced. See command_line.cpp for what it can be asked.
 
+#include <malloc.h>
 #include <signal.h>
 #include <spdlog/spdlog.h>
 #include <sys/resource.h>
@@ -85,6 +86,8 @@ int detach_all(const CommandLine& line) {
 }
 
 int run(const CommandLine& line) {
+  // Strands allocate little: an arena for each would only keep what they have freed.
+  ::mallopt(M_ARENA_MAX, 1);
   start_logging(stderr_is_journal());
   // Before any thread: they all inherit the mask, and signals arrive at the loop only.
   sigset_t ours;
