@@ -89,7 +89,7 @@ enum class Side : std::uint32_t {
 };
 
 struct InterfaceTarget {
-  std::string name;  // for messages; the ifindex is the identity
+  std::string name{};  // for messages; the ifindex is the identity
   std::uint32_t ifindex = 0;
   Side side = Side::automatic;
   std::string netns_path{};  // how to enter its namespace ("/run/netns/x"); empty: the host's own
@@ -97,7 +97,7 @@ struct InterfaceTarget {
 };
 
 struct CgroupTarget {
-  std::string path;             // below the cgroup2 mount: "/machine.slice/vm-7.scope"
+  std::string path{};             // below the cgroup2 mount: "/machine.slice/vm-7.scope"
   std::uint64_t cgroup_id = 0;  // inode number of the directory; 0: the host looks it up
   bool operator==(const CgroupTarget&) const = default;
 };
@@ -196,8 +196,8 @@ struct Layer {
 };
 
 struct LayerChange {
-  AttachmentId attachment;
-  Layer layer;
+  AttachmentId attachment{};
+  Layer layer{};
 };
 
 // What is in force after a change of policy: in the kernel, read back.
@@ -207,14 +207,14 @@ struct Applied {
 };
 
 struct AttachmentInfo {
-  AttachmentId id;
+  AttachmentId id{};
   std::uint64_t incarnation = 0;
   std::uint64_t generation = 0;
   Mode mode = Mode::block_all;
-  Target target;
-  Labels labels;
-  std::string discovered_by;  // instance name
-  std::string state;          // "filtering"; "adopted": not yet claimed by a discovery
+  Target target{};
+  Labels labels{};
+  std::string discovered_by{};  // instance name
+  std::string state{};          // "filtering"; "adopted": not yet claimed by a discovery
 };
 
 struct Counters {
@@ -224,17 +224,17 @@ struct Counters {
 
 // One denied packet. An audited one passed.
 struct Denial {
-  AttachmentId attachment;  // none: a guard's denial
+  AttachmentId attachment{};  // none: a guard's denial
   bool audited = false;
   Time time{};
   std::uint32_t generation = 0;  // low 24 bits
-  std::string reason;
+  std::string reason{};
   std::uint8_t protocol = 0, icmp_type = 0, icmp_code = 0;
   std::uint16_t source_port = 0, destination_port = 0;  // host order
   std::uint16_t ethertype = 0;
   std::uint32_t length = 0;     // bytes of the packet
-  Address source, destination;  // family 0: not an IP packet
-  std::string rule;             // the rule that explains it, where there is one
+  Address source{}, destination{};  // family 0: not an IP packet
+  std::string rule{};             // the rule that explains it, where there is one
 };
 
 struct PluginState {

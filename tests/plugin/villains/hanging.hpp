@@ -1,0 +1,11 @@
+// How villains hang: until the test lets them go, so that no thread outlives it.
+#pragma once
+
+#include <unistd.h>
+#include <sluice/plugin.hpp>
+
+inline void hang_on(int release_fd) {
+  char byte = 0;
+  while (::read(release_fd, &byte, 1) < 0) {
+  }
+}
