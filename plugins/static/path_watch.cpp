@@ -42,7 +42,7 @@ void follow(const fs::path& path, std::set<fs::path>& out, unsigned& links) {
       const fs::path target = (at / fs::read_symlink(next, error)).lexically_normal();
       follow(target, out, links);
       at = fs::canonical(next, error);
-      if (error) return;
+      if (error || !fs::is_directory(at, error)) return;
       continue;
     }
     if (status.type() != fs::file_type::directory) {

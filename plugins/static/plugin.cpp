@@ -129,7 +129,12 @@ bool StaticPlugin::reconfigure(const sdk::Config& config) {
   auto sources = sources_of(config);
   if (sources == loader_.sources()) return true;
   PolicyLoader next(std::move(sources));
-  load(next);
+  try {
+    load(next);
+  } catch (const sdk::Error&) {
+    arm();  // the old files are not watched any more; the reload sees to that
+    throw;
+  }
   loader_ = std::move(next);
   return true;
 }

@@ -1,0 +1,545 @@
+// The static plugin as its host sees it: what reaches which attachment, and what does not.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include "static/plugin.hpp"
+
+#include <doctest/doctest.h>
+#include <sluice/fake_host.hpp>
+
+#include <string>
+#include <vector>
+
+#include "unit/config/folder.hpp"
+
+using namespace sluice;
+using namespace sluice::static_policy;
+using namespace std::chrono_literals;
+namespace fs = std::filesystem;
+
+namespace {
+
+std::string policy(const std::string& name, const std::string& match, const std::string& cidrs,
+                   const std::string& more = "") {
+  return "[[policy]]\nname = \"" + name + "\"\nmatch = { " + match +
+         " }\nmode = \"allowlist\"\n[[policy.allow]]\ncidrs = [" + cidrs + "]\n" + more;
+}
+const std::string kVm = "class = \"vm\"";
+const std::string kTen = "\"10.0.0.0/8\"", kOther = "\"192.0.2.0/24\"";
+
+// FakeHost refuses all calls of a service or the next ones; to refuse the third, one stands
+// between.
+struct {
+  sluice_policy_services services{};
+  decltype(sluice_policy_services::replace_layers) real = nullptr;
+  std::size_t refused_at = 0, calls = 0;
+} between;
+
+int refusing_replace_layers(sluice_host* host, const sluice_attachment* ids,
+                            const sluice_layer* layers, std::size_t count,
+                            std::size_t* failed_index, sluice_applied* applied) {
+  if (++between.calls == between.refused_at) {
+    *failed_index = 0;
+    return -ENOSPC;
+  }
+  return between.real(host, ids, layers, count, failed_index, applied);
+}
+
+const sluice_plugin& with_patched_services() {
+  static sluice_plugin table = sdk::detail::PluginTable<StaticPlugin>::value;
+  between = {};
+  table.create = [](const sluice_services* services, const sluice_config* config, void** self,
+                    char* message, std::size_t capacity) {
+    between.services = *services->policy;
+    between.real = std::exchange(between.services.replace_layers, &refusing_replace_layers);
+    sluice_services mine = *services;
+    mine.policy = &between.services;
+    return sdk::detail::PluginTable<StaticPlugin>::value.create(&mine, config, self, message,
+                                                                capacity);
+  };
+  return table;
+}
+
+// A host with the plugin on a folder of its own: policies.d, state.
+struct Stage {
+  test::Folder folder;
+  sdk::FakeHost host;
+
+  Stage() {
+    fs::create_directory(folder.path() / "policies.d");
+    host.set_config_directory(folder.path().string());
+    host.set_state_directory((folder.path() / "state").string());
+    host.configure("policies", std::vector<std::string>{"policies.d/*.toml"});
+    host.configure("presets_path", std::vector<std::string>{"presets"});
+  }
+  void write(const std::string& name, const std::string& text) const {
+    folder.write("policies.d/" + name, text);
+  }
+  void replace(const std::string& name, const std::string& text) const {
+    folder.replace("policies.d/" + name, text);
+  }
+  void start() {
+    host.create(with_patched_services());
+    host.start();
+    settle();
+    host.forget_calls();
+  }
+  // What the files' changes set off, without waiting.
+  void settle() {
+    while (host.run_ready_fds() > 0 || !host.timers().empty()) host.advance(3s);
+  }
+  void add(std::uint64_t id, sdk::Labels labels) {
+    host.add_attachment({.id = {id},
+                         .target = sdk::InterfaceTarget{.name = "tap" + std::to_string(id),
+                                                        .ifindex = static_cast<unsigned>(id)},
+                         .labels = std::move(labels),
+                         .discovered_by = "taps",
+                         .state = "filtering"});
+  }
+  void relabel(std::uint64_t id, sdk::Labels labels) {
+    host.change_attachment({.id = {id},
+                            .target = sdk::InterfaceTarget{.name = "tap" + std::to_string(id),
+                                                           .ifindex = static_cast<unsigned>(id)},
+                            .labels = std::move(labels),
+                            .discovered_by = "taps",
+                            .state = "filtering"});
+  }
+  // The prefixes in force on an attachment, "none" without a layer.
+  [[nodiscard]] std::string layer(std::uint64_t id) const {
+    const auto at = host.layers().find({id});
+    if (at == host.layers().end()) return "none";
+    std::string out;
+    for (const auto& rule : at->second.rules)
+      out += (out.empty() ? "" : " ") + (rule.prefix ? rule.prefix->text() : rule.domain);
+    return out;
+  }
+  static void refuse_replace_layers_at(std::size_t call) {
+    between.refused_at = call;
+    between.calls = 0;
+  }
+  [[nodiscard]] std::size_t changes() const {
+    return host.count_calls("replace") + host.count_calls("withdraw");
+  }
+  [[nodiscard]] std::string said(sdk::LogLevel level) const {
+    std::string out;
+    for (const auto& line : host.lines())
+      if (line.level == level) out += line.text + "\n";
+    return out;
+  }
+  [[nodiscard]] bool has_said(sdk::LogLevel level, const std::string& text) const {
+    return said(level).find(text) != std::string::npos;
+  }
+};
+
+}  // namespace
+
+TEST_CASE("an attachment gets the policies that match its labels, and no other") {
+  Stage stage;
+  stage.write("a.toml",
+              policy("vms", kVm, kTen) + policy("acme", kVm + ", tenant = \"ac*\"", kOther));
+  stage.start();
+  stage.add(1, {{"class", "vm"}});
+  stage.add(2, {{"class", "vm"}, {"tenant", "acme"}});
+  stage.add(3, {{"class", "container"}});
+  CHECK(stage.layer(1) == "10.0.0.0/8");
+  CHECK(stage.layer(2) == "10.0.0.0/8 192.0.2.0/24");
+  CHECK(stage.layer(3) == "none");
+  CHECK(stage.host.layers().at({1}).mode == sdk::Mode::allowlist);
+  CHECK(stage.host.layers().at({1}).rules[0].name == "vms:allow:1");
+}
+
+TEST_CASE("attachments that exist at start are spoken for") {
+  Stage stage;
+  stage.write("a.toml", policy("vms", kVm, kTen));
+  stage.add(1, {{"class", "vm"}});
+  stage.add(2, {{"class", "x"}});
+  stage.start();
+  CHECK(stage.layer(1) == "10.0.0.0/8");
+  CHECK(stage.layer(2) == "none");
+}
+
+TEST_CASE("an attachment without policy loses what an earlier instance said") {
+  Stage stage;
+  stage.start();
+  stage.add(1, {});
+  CHECK(stage.host.count_calls("withdraw_layer 1") == 1);
+}
+
+TEST_CASE("new labels bring another policy; the same labels bring nothing") {
+  Stage stage;
+  stage.write("a.toml", policy("vms", kVm, kTen) + policy("jobs", "class = \"job\"", kOther));
+  stage.start();
+  stage.add(1, {{"class", "vm"}});
+  stage.host.forget_calls();
+  stage.relabel(1, {{"class", "vm"}, {"new", "label"}});
+  CHECK(stage.changes() == 0);
+  stage.relabel(1, {{"class", "job"}});
+  CHECK(stage.layer(1) == "192.0.2.0/24");
+  stage.relabel(1, {});
+  CHECK(stage.layer(1) == "none");
+}
+
+TEST_CASE("a changed file reaches the attachments whose policy changed, in one call") {
+  Stage stage;
+  stage.write("a.toml", policy("vms", kVm, kTen));
+  stage.write("b.toml", policy("jobs", "class = \"job\"", kTen));
+  stage.start();
+  stage.add(1, {{"class", "vm"}});
+  stage.add(2, {{"class", "vm"}});
+  stage.add(3, {{"class", "job"}});
+  stage.host.forget_calls();
+
+  SUBCASE("written in place") {
+    stage.write("a.toml", policy("vms", kVm, kOther));
+  }
+  SUBCASE("replaced by rename") {
+    stage.replace("a.toml", policy("vms", kVm, kOther));
+  }
+  SUBCASE("removed, and written under another name") {
+    fs::remove(stage.folder.path() / "policies.d/a.toml");
+    stage.write("z.toml", policy("vms", kVm, kOther));
+  }
+  stage.settle();
+  CHECK(stage.layer(1) == "192.0.2.0/24");
+  CHECK(stage.layer(2) == "192.0.2.0/24");
+  CHECK(stage.layer(3) == "10.0.0.0/8");
+  CHECK(stage.host.count_calls("replace_layers (2 layers)") == 1);
+  CHECK(stage.changes() == 1);
+}
+
+TEST_CASE("many writes are one reload, and a stream of them is not waited out for ever") {
+  Stage stage;
+  stage.write("a.toml", policy("vms", kVm, kTen));
+  stage.start();
+  stage.add(1, {{"class", "vm"}});
+  stage.write("a.toml", policy("vms", kVm, kOther));
+  stage.host.run_ready_fds();
+  stage.host.advance(150ms);
+  CHECK(stage.layer(1) == "10.0.0.0/8");
+  stage.write("a.toml", policy("vms", kVm, "\"198.51.100.0/24\""));
+  stage.host.run_ready_fds();
+  stage.host.advance(150ms);
+  CHECK(stage.layer(1) == "10.0.0.0/8");
+  stage.host.advance(50ms);
+  CHECK(stage.layer(1) == "198.51.100.0/24");
+
+  stage.write("a.toml", policy("vms", kVm, kTen));
+  for (int i = 0; i < 20; ++i) {
+    stage.write("unrelated.txt", std::to_string(i));
+    stage.host.run_ready_fds();
+    stage.host.advance(100ms);
+  }
+  CHECK(stage.layer(1) == "10.0.0.0/8");
+}
+
+TEST_CASE("an invalid file changes nothing and says why; mended, it counts") {
+  Stage stage;
+  stage.write("a.toml", policy("vms", kVm, kTen));
+  stage.start();
+  stage.add(1, {{"class", "vm"}});
+  stage.host.forget_calls();
+
+  stage.write("a.toml", policy("vms", kVm, kOther));
+  stage.write("b.toml", policy("bad", "", "\"10.0.0.1/8\"") + "mood = 1\n");
+  stage.settle();
+  CHECK(stage.layer(1) == "10.0.0.0/8");
+  CHECK(stage.changes() == 0);
+  const auto file = (stage.folder.path() / "policies.d/b.toml").string();
+  CHECK(stage.has_said(sdk::LogLevel::error,
+                       file + ":6:10: cidrs: \"10.0.0.1/8\" has host bits set; write 10.0.0.0/8"));
+  CHECK(stage.has_said(sdk::LogLevel::error, file + ":7:1: an allow rule: unknown key \"mood\""));
+  CHECK(stage.has_said(sdk::LogLevel::error, "policies are not reloaded"));
+  stage.add(2, {{"class", "vm"}});
+  CHECK(stage.layer(2) == "10.0.0.0/8");
+
+  stage.write("b.toml", policy("good", "class = \"none\"", kTen));
+  stage.settle();
+  CHECK(stage.layer(1) == "192.0.2.0/24");
+  CHECK(stage.layer(2) == "192.0.2.0/24");
+}
+
+TEST_CASE("with an invalid file the plugin does not start, and says why") {
+  Stage stage;
+  stage.write("a.toml", policy("vms", kVm, "\"10.0.0.1/8\""));
+  stage.host.create<StaticPlugin>();
+  std::string message;
+  try {
+    stage.host.start();
+  } catch (const sdk::Error& error) {
+    message = error.message();
+  }
+  CHECK(message.find("a.toml:6:10: cidrs:") != std::string::npos);
+}
+
+TEST_CASE("a removed file withdraws its policies, a new one brings them") {
+  Stage stage;
+  stage.write("a.toml", policy("vms", kVm, kTen));
+  stage.start();
+  stage.add(1, {{"class", "vm"}});
+  fs::remove(stage.folder.path() / "policies.d/a.toml");
+  stage.settle();
+  CHECK(stage.layer(1) == "none");
+  CHECK(stage.has_said(sdk::LogLevel::warning, "no file matches"));
+  stage.write("new.toml", policy("vms", kVm, kOther));
+  stage.settle();
+  CHECK(stage.layer(1) == "192.0.2.0/24");
+}
+
+TEST_CASE("a directory that comes later, and one that is swapped by a symbolic link") {
+  Stage stage;
+  fs::remove_all(stage.folder.path() / "policies.d");
+  stage.start();
+  CHECK(stage.has_said(sdk::LogLevel::warning, "no file matches"));
+  stage.add(1, {{"class", "vm"}});
+  CHECK(stage.layer(1) == "none");
+
+  stage.folder.write("v1/a.toml", policy("vms", kVm, kTen));
+  stage.folder.write("v2/a.toml", policy("vms", kVm, kOther));
+  fs::create_symlink("v1", stage.folder.path() / "policies.d");
+  stage.settle();
+  CHECK(stage.layer(1) == "10.0.0.0/8");
+  fs::create_symlink("v2", stage.folder.path() / "next");
+  fs::rename(stage.folder.path() / "next", stage.folder.path() / "policies.d");
+  stage.settle();
+  CHECK(stage.layer(1) == "192.0.2.0/24");
+  stage.folder.write("v2/a.toml", policy("vms", kVm, "\"198.51.100.0/24\""));
+  stage.settle();
+  CHECK(stage.layer(1) == "198.51.100.0/24");
+}
+
+TEST_CASE("a file that is a symbolic link is followed, through the swap of any link on the way") {
+  Stage stage;
+  // As a mounted ConfigMap: a.toml -> ..data/a.toml, ..data -> ..1
+  stage.folder.write("policies.d/..1/a.toml", policy("vms", kVm, kTen));
+  stage.folder.write("policies.d/..2/a.toml", policy("vms", kVm, kOther));
+  const auto here = stage.folder.path() / "policies.d";
+  fs::create_symlink("..1", here / "..data");
+  fs::create_symlink("..data/a.toml", here / "a.toml");
+  stage.start();
+  stage.add(1, {{"class", "vm"}});
+  CHECK(stage.layer(1) == "10.0.0.0/8");
+  fs::create_symlink("..2", here / "..tmp");
+  fs::rename(here / "..tmp", here / "..data");
+  stage.settle();
+  CHECK(stage.layer(1) == "192.0.2.0/24");
+}
+
+TEST_CASE("lists and presets are watched too, also those that were missing") {
+  Stage stage;
+  stage.folder.write("lists/bad.txt", "10.0.0.0/8\n");
+  stage.folder.write("presets/mine.toml", "[[allow]]\ncidrs = [\"192.0.2.0/24\"]\n");
+  const std::string text =
+      "[[policy]]\nname = \"p\"\nmatch = {}\npresets = [\"mine\"]\n[[policy.deny]]\ncidr_files = "
+      "[\"../lists/bad.txt\"]\n";
+  stage.write("a.toml", text);
+  stage.start();
+  stage.add(1, {});
+  CHECK(stage.layer(1) == "10.0.0.0/8 192.0.2.0/24");
+  stage.folder.write("lists/bad.txt", "172.16.0.0/12\n");
+  stage.settle();
+  CHECK(stage.layer(1) == "172.16.0.0/12 192.0.2.0/24");
+  fs::remove(stage.folder.path() / "presets/mine.toml");
+  stage.settle();
+  CHECK(stage.layer(1) == "172.16.0.0/12 192.0.2.0/24");
+  CHECK(stage.has_said(sdk::LogLevel::error, "a.toml:4:12: preset \"mine\" does not exist"));
+  stage.folder.write("presets/mine.toml", "[[allow]]\ncidrs = [\"198.51.100.0/24\"]\n");
+  stage.settle();
+  CHECK(stage.layer(1) == "172.16.0.0/12 198.51.100.0/24");
+}
+
+TEST_CASE("a set that the host refuses is not taken, and what is in force stays") {
+  Stage stage;
+  stage.write("a.toml", policy("vms", kVm, kTen));
+  stage.start();
+  stage.add(1, {{"class", "vm"}});
+  stage.host.refuse("replace_layers", ENOSPC, "the heap is full", sdk::Error::kNoRule, 0);
+  stage.write("a.toml", policy("vms", kVm, kOther));
+  stage.settle();
+  CHECK(stage.layer(1) == "10.0.0.0/8");
+  CHECK(stage.has_said(sdk::LogLevel::error, "tap1: policy vms: the heap is full"));
+  stage.add(2, {{"class", "vm"}});
+  CHECK(stage.layer(2) == "10.0.0.0/8");  // the set in force is the old one for all
+  stage.host.allow("replace_layers");
+  stage.write("touch.toml", policy("x", "class = \"none\"", kTen));
+  stage.settle();
+  CHECK(stage.layer(1) == "192.0.2.0/24");
+}
+
+TEST_CASE("an attachment that goes during the change does not hold up the others") {
+  Stage stage;
+  stage.write("a.toml", policy("vms", kVm, kTen));
+  stage.start();
+  stage.add(1, {{"class", "vm"}});
+  stage.add(2, {{"class", "vm"}});
+  stage.host.refuse("replace_layers", ENOENT, "tap1 is gone", sdk::Error::kNoRule, 0);
+  stage.write("a.toml", policy("vms", kVm, kOther));
+  // Both are refused as gone, one after the other: the change itself is done.
+  stage.settle();
+  CHECK(stage.host.count_calls("replace_layers (2 layers)") == 1);
+  CHECK(stage.host.count_calls("replace_layers (1 layers)") == 1);
+  CHECK_FALSE(stage.has_said(sdk::LogLevel::error, "gone"));
+}
+
+TEST_CASE("a refused attachment is reported and stays as it was") {
+  Stage stage;
+  stage.write("a.toml", policy("vms", kVm, kTen));
+  stage.start();
+  stage.host.refuse("replace_layer", ENOSPC, "the heap is full");
+  stage.add(1, {{"class", "vm"}});
+  CHECK(stage.has_said(sdk::LogLevel::error, "tap1: policy vms is refused"));
+  stage.host.allow("replace_layer");
+  // The next change of any file tries again.
+  stage.write("b.toml", policy("x", "class = \"none\"", kTen));
+  stage.settle();
+  CHECK(stage.layer(1) == "10.0.0.0/8");
+}
+
+TEST_CASE("sets too large for one call are all or nothing too") {
+  Stage stage;
+  std::string list;
+  for (unsigned i = 0; i < 150'000; ++i)
+    list += "10." + std::to_string(i >> 16) + "." + std::to_string(i >> 8 & 255) + "." +
+            std::to_string(i & 255) + "\n";
+  stage.folder.write("list.txt", list);
+  const std::string big =
+      "[[policy]]\nname = \"big\"\nmatch = {}\n[[policy.deny]]\ncidr_files = "
+      "[\"../list.txt\"]\n";
+  stage.write("a.toml", policy("big", "", kTen));
+  stage.start();
+  stage.add(1, {});
+  stage.add(2, {});
+  stage.add(3, {});
+  stage.host.forget_calls();
+
+  stage.write("a.toml", big);
+  stage.settle();
+  CHECK(stage.host.count_calls("replace_layers (1 layers)") == 3);
+  CHECK(stage.host.layers().at({3}).rules.size() == 150'000);
+
+  // The third call is refused: what the two before it did is taken back.
+  stage.write("a.toml", policy("big", "", kOther));
+  stage.settle();
+  REQUIRE(stage.layer(3) == "192.0.2.0/24");
+  stage.refuse_replace_layers_at(3);
+  stage.write("a.toml", big);
+  stage.settle();
+  CHECK(stage.has_said(sdk::LogLevel::error, "policies are not reloaded"));
+  for (const std::uint64_t id : {1, 2, 3}) CHECK(stage.layer(id) == "192.0.2.0/24");
+}
+
+TEST_CASE("a TTL counts from the first load, over reloads and restarts") {
+  const std::string text = policy("short", "", kTen, "ttl = \"1h\"\n");
+  const auto expiry = [](const Stage& stage, std::uint64_t id) {
+    return *stage.host.layers().at({id}).rules.at(0).expires;
+  };
+  Stage stage;
+  stage.write("a.toml", text);
+  const auto started = stage.host.now();
+  stage.start();
+  stage.add(1, {});
+  CHECK(expiry(stage, 1) == started + 1h);
+  stage.host.advance(10min);
+  stage.replace("a.toml", "# touched\n" + text);
+  stage.settle();
+  stage.add(2, {});
+  CHECK(expiry(stage, 2) == started + 1h);
+  CHECK(fs::exists(stage.folder.path() / "state/ttl-beginnings"));
+
+  stage.replace("a.toml", policy("short", "", kOther, "ttl = \"1h\"\n"));
+  stage.host.run_ready_fds();
+  stage.host.advance(200ms);
+  CHECK(expiry(stage, 1) == stage.host.now() + 1h);
+  const auto changed = stage.host.now();
+  stage.host.stop();
+  stage.host.destroy();
+
+  // Another instance on the same state: wall time has hardly moved, and the end is the same.
+  stage.host.forget_calls();
+  stage.host.create<StaticPlugin>();
+  stage.host.start();
+  CHECK(expiry(stage, 1) >= changed + 1h - 30s);
+  CHECK(expiry(stage, 1) <= stage.host.now() + 1h);
+}
+
+TEST_CASE("without TTLs nothing is written to the state directory") {
+  Stage stage;
+  stage.write("a.toml", policy("vms", kVm, kTen));
+  stage.start();
+  CHECK_FALSE(fs::exists(stage.folder.path() / "state"));
+}
+
+TEST_CASE("new options take other files; faulty ones are refused and the old stay") {
+  Stage stage;
+  stage.write("a.toml", policy("vms", kVm, kTen));
+  stage.folder.write("other/b.toml", policy("vms", kVm, kOther));
+  stage.folder.write("broken/c.toml", "nonsense");
+  stage.start();
+  stage.add(1, {{"class", "vm"}});
+  stage.host.configure("policies", std::vector<std::string>{"broken/*.toml"});
+  CHECK_THROWS_AS(stage.host.reconfigure(), sdk::Error);
+  CHECK(stage.layer(1) == "10.0.0.0/8");
+  stage.host.configure("policies", std::vector<std::string>{"other/*.toml"});
+  CHECK(stage.host.reconfigure());
+  CHECK(stage.layer(1) == "192.0.2.0/24");
+  stage.settle();
+  stage.write("a.toml", policy("vms", kVm, kTen));
+  stage.settle();
+  CHECK(stage.layer(1) == "192.0.2.0/24");
+  stage.folder.write("other/b.toml", policy("vms", kVm, "\"198.51.100.0/24\""));
+  stage.settle();
+  CHECK(stage.layer(1) == "198.51.100.0/24");
+}
+
+TEST_CASE("after refused options the old files are still watched") {
+  Stage stage;
+  stage.host.configure("policies", std::vector<std::string>{"policies.d/*.toml", "broken/*.toml"});
+  fs::create_directory(stage.folder.path() / "broken");
+  stage.write("a.toml", policy("vms", kVm, kTen));
+  stage.start();
+  stage.add(1, {{"class", "vm"}});
+  stage.folder.write("broken/c.toml", "nonsense");
+  stage.host.configure("policies", std::vector<std::string>{"broken/*.toml"});
+  CHECK_THROWS_AS(stage.host.reconfigure(), sdk::Error);
+  fs::remove(stage.folder.path() / "broken/c.toml");
+  stage.settle();
+  stage.write("a.toml", policy("vms", kVm, kOther));
+  stage.settle();
+  CHECK(stage.layer(1) == "192.0.2.0/24");
+}
+
+TEST_CASE("check reports every fault and starts nothing") {
+  Stage stage;
+  stage.write("a.toml", policy("one", "", "\"10.0.0.1/8\""));
+  stage.write("b.toml", "");
+  stage.host.create<StaticPlugin>();
+  const auto errors = stage.host.check();
+  REQUIRE(errors.size() == 2);
+  CHECK(errors[0].find("a.toml:6:10: cidrs: ") != std::string::npos);
+  CHECK(errors[1].find("b.toml:1:1: holds no [[policy]]") != std::string::npos);
+  CHECK(stage.host.calls().empty());
+  fs::remove(stage.folder.path() / "policies.d/a.toml");
+  fs::remove(stage.folder.path() / "policies.d/b.toml");
+  CHECK(stage.host.check().empty());
+}
+
+TEST_CASE("after a resync every attachment is spoken for anew") {
+  Stage stage;
+  stage.write("a.toml", policy("vms", kVm, kTen));
+  stage.start();
+  stage.add(1, {{"class", "vm"}});
+  stage.add(2, {});
+  stage.host.forget_calls();
+  stage.host.resync();
+  CHECK(stage.host.count_calls("replace_layer 1") == 1);
+  CHECK(stage.host.count_calls("withdraw_layer 2") == 1);
+}
+
+TEST_CASE("a removed attachment is forgotten") {
+  Stage stage;
+  stage.write("a.toml", policy("vms", kVm, kTen));
+  stage.start();
+  stage.add(1, {{"class", "vm"}});
+  stage.host.remove_attachment({1}, "the interface is gone");
+  stage.host.forget_calls();
+  stage.write("a.toml", policy("vms", kVm, kOther));
+  stage.settle();
+  CHECK(stage.changes() == 0);
+}
