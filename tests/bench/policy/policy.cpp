@@ -80,7 +80,7 @@ void compile_times() {
   };
   const std::vector<PortRange> https{*PortRange::parse("tcp/443")};
   for (std::uint8_t family : {std::uint8_t{4}, std::uint8_t{6}})
-    for (std::size_t count : {1, 100, 4000, 100000, 1000000}) {
+    for (std::size_t count : {1, 100, 1000, 4000, 100000, 1000000}) {
       const auto set = prefixes(count, family);
       const std::string name = fmt::format("IPv{}, {} prefixes", family, count);
       row(name.c_str(), layer_of(set, {}, false));
