@@ -70,15 +70,17 @@ void one_at_a_time(const char* mechanism, unsigned count, double budget,
   const HostConfig config = host_config(mechanism);
   const auto plane = open_plane(config);
   std::vector<double> attach, detach;
+  std::vector<std::uint32_t> slots;
   for (unsigned i = 0; i < count; ++i) {
     const std::uint32_t ifindex = ifindex_of(i);
-    KernelAttachment made;
     attach.push_back(timed([&] {
-      made = need(plane->attach(InterfaceTarget{.ifindex = ifindex}, &request), "attach");
+      slots.push_back(
+          need(plane->attach(InterfaceTarget{.ifindex = ifindex}, &request), "attach").slot);
     }));
     if (config.tc_mechanism == "auto") wait_for_tcx(*plane, ifindex);
-    detach.push_back(timed([&] { need(plane->detach(made.slot), "detach"); }));
   }
+  for (const std::uint32_t slot : slots)
+    detach.push_back(timed([&] { need(plane->detach(slot), "detach"); }));
   const double p50 = quantile(attach, 0.5);
   row(fmt::format("interface, {}: attach, p50", mechanism), p50, budget,
       {{"p99", quantile(attach, 0.99)}, {"detach p50", median(detach)}});

@@ -87,7 +87,7 @@ void write_nft_set(const std::filesystem::path& file, const std::string& device,
   out << "table netdev bench {\n set listed { type ipv4_addr; flags interval; ";
   write_elements(out, set);
   out << "\n }\n chain in { type filter hook ingress device \"" << device
-      << "\" priority 0; policy drop; ip daddr @listed counter drop }\n}\n";
+      << "\" priority 0; policy drop; ip daddr @listed counter drop; }\n}\n";
 }
 
 void write_nft_replacement(const std::filesystem::path& file, const std::vector<Prefix>& set) {

@@ -25,12 +25,14 @@ double run(int program, const std::vector<std::uint8_t>& frame, std::uint32_t if
               .data_size_in = static_cast<std::uint32_t>(frame.size()),
               .data_size_out = static_cast<std::uint32_t>(out.size()), .ctx_in = &context,
               .ctx_size_in = sizeof(context), .repeat = repeat);
+  // Not options.duration, which goes on while others have the CPU.
+  const double start = cpu_now();
   if (bpf_prog_test_run_opts(program, &options) != 0)
     give_up(fmt::format("BPF_PROG_TEST_RUN: {}", strerror(errno)));
   if (static_cast<int>(options.retval) != kPasses)
     give_up(fmt::format("BPF_PROG_TEST_RUN: verdict {} instead of {}",
                         static_cast<int>(options.retval), kPasses));
-  return options.duration;
+  return (cpu_now() - start) / repeat;
 }
 
 struct Bed {
@@ -46,19 +48,24 @@ struct Bed {
 
   explicit Bed(const Options& chosen) : options(chosen) {}
 
-  // The median over interleaved rounds, so that a disturbance does not fall on one of them only.
   struct Cost {
     double noop, over, trie;
   };
+  static Cost cost_of(const std::vector<double>& noop, const std::vector<double>& ours,
+                      const std::vector<double>& trie) {
+    const double base = undisturbed(noop);
+    return {base, undisturbed(ours) - base, trie.empty() ? 0 : undisturbed(trie) - base};
+  }
+  // In turns, so that a disturbance does not fall on one of them only.
   Cost measure(const std::vector<std::uint8_t>& frame, int noop, int ours, int trie) const {
-    const int rounds = options.quick ? 5 : 15, repeat = options.quick ? 50000 : 100000;
-    std::vector<double> base, over, peer;
+    const int rounds = options.quick ? 7 : 21, repeat = options.quick ? 50000 : 100000;
+    std::vector<double> base, with, peer;
     for (int round = 0; round < rounds; ++round) {
       base.push_back(run(noop, frame, tap.ifindex(), repeat));
-      over.push_back(run(ours, frame, tap.ifindex(), repeat) - base.back());
-      if (trie >= 0) peer.push_back(run(trie, frame, tap.ifindex(), repeat) - base.back());
+      with.push_back(run(ours, frame, tap.ifindex(), repeat));
+      if (trie >= 0) peer.push_back(run(trie, frame, tap.ifindex(), repeat));
     }
-    return {median(base), median(over), peer.empty() ? 0 : median(peer)};
+    return cost_of(base, with, peer);
   }
   Cost hot(const std::vector<std::uint8_t>& frame, bool trie) const {
     return measure(frame, peers.do_nothing(), filter.get(), trie ? peers.trie_filter() : -1);
@@ -66,18 +73,18 @@ struct Bed {
   Cost random(const std::vector<std::uint8_t>& frame, std::uint8_t family,
               const std::vector<Address>& destinations, bool trie) {
     peers.set_destinations(destinations, family);
-    const int rounds = options.quick ? 3 : 7;
-    std::vector<double> base, over, peer;
+    const int rounds = options.quick ? 5 : 9;
+    std::vector<double> base, with, peer;
     const auto contender = [&](int program) {
       peers.set_contender(program);
       return run(peers.aim(family), frame, tap.ifindex(), kRandom);
     };
     for (int round = 0; round < rounds; ++round) {
       base.push_back(contender(peers.do_nothing()));
-      over.push_back(contender(filter.get()) - base.back());
-      if (trie) peer.push_back(contender(peers.trie_filter()) - base.back());
+      with.push_back(contender(filter.get()));
+      if (trie) peer.push_back(contender(peers.trie_filter()));
     }
-    return {median(base), median(over), peer.empty() ? 0 : median(peer)};
+    return cost_of(base, with, peer);
   }
 
   void learn(const std::vector<Address>& addresses, std::uint8_t family) {

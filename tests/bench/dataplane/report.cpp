@@ -5,6 +5,7 @@
 #include <cstdio>
 
 #include <fmt/format.h>
+#include <time.h>
 
 namespace sluice::bench {
 namespace {
@@ -47,6 +48,12 @@ void row(const std::string& what, double nanoseconds, double budget,
 void row_text(const std::string& what, const std::string& figure, const std::string& budget,
               const std::string& peers) {
   print(what, figure, budget, "", peers);
+}
+
+double cpu_now() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) * 1e9 + static_cast<double>(now.tv_nsec);
 }
 
 double quantile(std::vector<double>& values, double part) {

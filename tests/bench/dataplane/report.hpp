@@ -32,6 +32,14 @@ void row_text(const std::string& what, const std::string& figure, const std::str
 [[nodiscard]] inline double median(std::vector<double> values) {
   return quantile(values, 0.5);
 }
+// Of rounds that took turns: what others do on the machine only ever adds, so the lower quartile is
+// nearer to the truth than the middle, and steadier than the least.
+[[nodiscard]] inline double undisturbed(std::vector<double> values) {
+  return quantile(values, 0.25);
+}
+
+// Nanoseconds of this thread's CPU time, which stands still while others have the CPU.
+[[nodiscard]] double cpu_now();
 
 // Nanoseconds of `work` on the wall clock.
 template <typename Work>
