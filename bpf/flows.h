@@ -22,14 +22,16 @@ static __always_inline void sluice_note_outbound(const struct sluice_slot* slot,
     return;
   if (!sluice_flow_key_of(slot, facts, 1, &key)) return;
   struct sluice_flow* flow = sluice_flow_at(&key);
-  __u64 now = sluice_now();
   if (flow) {
-    if (now - flow->last_seen > SLUICE_FLOW_UDP_IDLE && flow->origin == SLUICE_FLOW_INBOUND)
+    __u64 last = flow->last_seen;
+    if (sluice_now_roughly() <= last + SLUICE_FRESH) return;
+    __u64 now = sluice_now();
+    if (now - last > SLUICE_FLOW_UDP_IDLE && flow->origin == SLUICE_FLOW_INBOUND)
       flow->origin = SLUICE_FLOW_OUTBOUND;
-    if (now - flow->last_seen > 250000000ull) flow->last_seen = now;
+    flow->last_seen = now;
     return;
   }
-  struct sluice_flow fresh = {.last_seen = now, .origin = SLUICE_FLOW_OUTBOUND};
+  struct sluice_flow fresh = {.last_seen = sluice_now(), .origin = SLUICE_FLOW_OUTBOUND};
   bpf_map_update_elem(&flows, &key, &fresh, BPF_NOEXIST);
 }
 

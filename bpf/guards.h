@@ -20,7 +20,7 @@ static __always_inline void sluice_report_guard(__u32 reason, __u32 length, __u3
   if (!line) return;
   line->denied_packets++;
   line->denied_bytes += length;
-  if (!sluice_take_token(line, bpf_ktime_get_boot_ns())) {
+  if (!sluice_take_token(line, sluice_now_roughly())) {
     line->events_lost++;
     return;
   }

@@ -136,6 +136,14 @@ struct {
   __type(value, struct sluice_settings);
 } settings SEC(".maps");
 
+/* See sluice_now_roughly(). Not pinned: nothing in it outlives a tick. */
+struct {
+  __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+  __uint(max_entries, 1);
+  __type(key, __u32);
+  __type(value, __u64);
+} clock_glance SEC(".maps");
+
 /* Moves of tasks that found the ring full: the daemon then looks at every task of every attached
  * cgroup. */
 struct {

@@ -36,7 +36,7 @@ static __always_inline int sluice_take_token(struct sluice_counters* line, __u64
 static __always_inline int sluice_take_tell_token(__u32 index) {
   struct sluice_counters* line = bpf_map_lookup_elem(&counters, &index);
   if (!line) return 0;
-  __u32 second = (__u32)(bpf_ktime_get_boot_ns() >> 30);
+  __u32 second = (__u32)(sluice_now_roughly() >> 30);
   if (line->tell_second != second) {
     line->tell_second = second;
     line->tells = 0;
@@ -116,7 +116,7 @@ static __always_inline int sluice_conclude(const struct sluice_slot* slot, __u32
     line->denied_packets++;
     line->denied_bytes += length;
   }
-  if (!sluice_take_token(line, bpf_ktime_get_boot_ns())) {
+  if (!sluice_take_token(line, sluice_now_roughly())) {
     line->events_lost++;
     return audited;
   }

@@ -20,6 +20,17 @@
 #include "packet.h"
 #include "policy_walk.h"
 
+/* User space has a cheap clock; the kernel side has its own, see kernel.h. */
+#ifndef __bpf__
+static inline __u64 sluice_now_roughly(void) {
+  return sluice_now();
+}
+#endif
+/* Closer to its end than this, a moment is compared with the exact clock: many times what the rough
+ * one can be behind. */
+#define SLUICE_CLOCK_SLACK 1000000000ull
+#define SLUICE_FRESH 250000000ull /* a last_seen is written again after this long */
+
 /* How long a flow from outside lets replies pass after its last packet (nanoseconds). */
 #define SLUICE_FLOW_TCP_IDLE (7200ull * 1000000000)
 #define SLUICE_FLOW_UDP_IDLE (180ull * 1000000000)
@@ -210,17 +221,20 @@ static __always_inline __u32 sluice_judge_learned(const struct sluice_slot* slot
                                                   const struct sluice_facts* facts) {
   struct sluice_learned* entry = sluice_learned_at(slot->scope, facts->destination);
   if (!entry || !sluice_ports_match(entry->port_set, facts)) return SLUICE_OK;
-  __u64 now = sluice_now();
-  if (now >= entry->active_until) {
+  __u64 now = sluice_now_roughly();
+  if (now + SLUICE_CLOCK_SLACK >= entry->active_until) {
+    now = sluice_now();
     /* Grace: a new connection needs a new answer; a live one is known by its recent packets. */
-    if (now >= entry->grace_until || now - entry->last_seen > sluice_learned_idle())
-      return SLUICE_OK;
-    if (facts->protocol == SLUICE_IPPROTO_TCP &&
-        (facts->tcp_flags & (SLUICE_TCP_SYN | SLUICE_TCP_ACK)) == SLUICE_TCP_SYN)
-      return SLUICE_OK;
+    if (now >= entry->active_until) {
+      if (now >= entry->grace_until || now - entry->last_seen > sluice_learned_idle())
+        return SLUICE_OK;
+      if (facts->protocol == SLUICE_IPPROTO_TCP &&
+          (facts->tcp_flags & (SLUICE_TCP_SYN | SLUICE_TCP_ACK)) == SLUICE_TCP_SYN)
+        return SLUICE_OK;
+    }
   }
   /* A store per packet would bounce the line between CPUs; a quarter second is fresh enough. */
-  if (now - entry->last_seen > 250000000ull) entry->last_seen = now;
+  if (now > entry->last_seen + SLUICE_FRESH) entry->last_seen = sluice_now();
   return SLUICE_REASON_ALLOW_LEARNED;
 }
 
