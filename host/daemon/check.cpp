@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 
 #include <array>
@@ -97,6 +98,7 @@ std::vector<std::string> check_configuration(const std::filesystem::path& file, 
   const auto child = ::fork();
   if (child < 0) return {fmt::format("cannot fork: {}", std::strerror(errno))};
   if (child == 0) {
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // a hanging plugin does not outlive whoever asked
     pipe->read.reset();
     Report report(pipe->write.get());
     look_at_everything(file, library_owner, report);

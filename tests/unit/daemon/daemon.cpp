@@ -87,7 +87,9 @@ TEST_CASE("a start that cannot succeed touches nothing") {
     CHECK(stage.opened == 0);
   }
   SUBCASE("a wire names a source that is none") {
-    stage.folder.write(plain() + "[[wire]]\nsources = [\"finder\"]\n");
+    auto text = plain();
+    text.replace(text.find("sources = [\"rules\"]"), 19, "sources = [\"finder\"]");
+    stage.folder.write(text);
     CHECK(mentions(refused(), "finder"));
     CHECK(stage.opened == 0);
   }
