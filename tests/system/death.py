@@ -51,7 +51,13 @@ def die_by_term(daemon):
     assert daemon.terminate() == 0
 
 
-@pytest.mark.parametrize("death", [die_by_kill, die_by_term])
+def die_for_an_upgrade(daemon):
+    """The next start is of another release, whose programs differ."""
+    daemon.kill()
+    daemon.program = "sluiced_next" if daemon.program == "sluiced" else "sluiced"
+
+
+@pytest.mark.parametrize("death", [die_by_kill, die_by_term, die_for_an_upgrade])
 def test_restarts_open_nothing_and_cut_nothing(death):
     with Lab("routed") as lab:
         lab.serve()
@@ -63,11 +69,16 @@ def test_restarts_open_nothing_and_cut_nothing(death):
             TO_DENIED + TO_ALLOWED, (DENIED4, DENIED6, ALLOWED4, ALLOWED6))], interval_us=300)
         try:
             count = rounds(200, 15)
+            tags = daemon.program_tags()
             for _ in range(count):
                 death(daemon)
                 connections.talk()
                 daemon.start()
                 connections.talk()
+                if death is die_for_an_upgrade:
+                    before_upgrade, tags = tags, daemon.program_tags()
+                    assert tags.keys() == before_upgrade.keys() and tags
+                    assert all(tags[link] != before_upgrade[link] for link in tags), "each link runs the other release's program"
         finally:
             sent = pulse.stop()
             connections.close()
@@ -197,7 +208,7 @@ def test_a_ttl_ends_with_no_daemon_alive():
         assert lab.marker(3) in b"".join(lab.sniffer.frames[end:]), "what has no TTL stays"
 
 
-@pytest.mark.parametrize("death", [die_by_kill, die_by_term])
+@pytest.mark.parametrize("death", [die_by_kill, die_by_term, die_for_an_upgrade])
 def test_cgroups_stay_filtered_and_connected(death):
     with CgroupLab() as lab:
         daemon = lab.start_filter(CGROUP_CONFIG)

@@ -592,6 +592,7 @@ max_attachments = {max_attachments}
         self.max_attachments, self.extra_host = max_attachments, extra_host
         self.process = None
         self.notify = None
+        self.program = "sluiced"
         make_trustworthy()
         for file, text in policies.items():
             self.write_policy(file, text)
@@ -622,9 +623,11 @@ max_attachments = {max_attachments}
         self.notify.bind(notify_path)
         os.chmod(notify_path, 0o666)
         self.notify.settimeout(0.05)
+        self.is_ready = threading.Event()
+        threading.Thread(target=self._listen, args=(self.notify,), daemon=True).start()
         self.log_start = os.path.getsize(self.log_file) if os.path.exists(self.log_file) else 0
         log = open(self.log_file, "ab")
-        words = self.wrapper + [find_program("sluiced"), "--config", self.config_file]
+        words = self.wrapper + [find_program(self.program), "--config", self.config_file]
         self.process = self.namespace.popen(words, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
                                             env=dict(self.environment, NOTIFY_SOCKET=notify_path))
         log.close()
@@ -632,12 +635,19 @@ max_attachments = {max_attachments}
             self.wait_ready()
         return self
 
+    def _listen(self, notify):
+        """A service manager reads what it is told."""
+        with contextlib.suppress(OSError, ValueError):
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    if b"READY=1" in notify.recv(4096):
+                        self.is_ready.set()
+
     def wait_ready(self, patience=PATIENCE):
         deadline = time.monotonic() + patience
         while True:
-            with contextlib.suppress(TimeoutError):
-                if b"READY=1" in self.notify.recv(4096):
-                    return
+            if self.is_ready.wait(0.05):
+                return
             if self.process.poll() is not None:
                 raise AssertionError(f"sluiced ended with {self.process.returncode} before it was ready:\n{self.log()}")
             if time.monotonic() > deadline:
@@ -704,6 +714,14 @@ max_attachments = {max_attachments}
             if ifindex is not None and slot["ifindex"] == ifindex or cgroup_id is not None and slot["cgroup_id"] == cgroup_id:
                 return slot
         return None
+
+    def program_tags(self):
+        """What runs at each pinned link, as the kernel names it by its instructions: {"1-from": tag, ...}."""
+        tags = {}
+        for path in glob.glob(f"{self.pins}/links/*"):
+            link = json.loads(run("bpftool", "-j", "link", "show", "pinned", path))
+            tags[os.path.basename(path)] = json.loads(run("bpftool", "-j", "prog", "show", "id", link["prog_id"]))["tag"]
+        return tags
 
     def live_slot(self, **which):
         """A LiveSlot of the attachment, for a test that watches its generation."""
