@@ -125,15 +125,15 @@ def test_a_port_is_filtered_as_long_as_it_is_a_port(place):
     host.batch("""
         link add br7 type bridge
         link add br8 type bridge
-        link add a type veth peer name b
-        link set a master br7
+        link add left type veth peer name right
+        link set left master br7
         """)
     daemon = place.daemon(policy={}, config=BRIDGE_CONFIG)
-    expect(place, daemon, a=BLOCK_ALL)
-    host.batch("link set b master br7\nlink set a nomaster")
-    expect(place, daemon, b=BLOCK_ALL)
-    host.batch("link set b master br8\nlink set a master br7")
-    expect(place, daemon, a=BLOCK_ALL)
+    expect(place, daemon, left=BLOCK_ALL)
+    host.batch("link set right master br7\nlink set left nomaster")
+    expect(place, daemon, right=BLOCK_ALL)
+    host.batch("link set right master br8\nlink set left master br7")
+    expect(place, daemon, left=BLOCK_ALL)
     host.ip("link", "del", "br7")
     expect(place, daemon)
 
