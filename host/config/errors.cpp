@@ -31,9 +31,14 @@ std::size_t distance(std::string_view a, std::string_view b) {
 }  // namespace
 
 std::string ConfigError::message() const {
-  if (line == 0) return fmt::format("{}: {}", file, text);
-  if (column == 0) return fmt::format("{}:{}: {}", file, line, text);
-  return fmt::format("{}:{}:{}: {}", file, line, column, text);
+  std::string out = file;
+  if (line != 0) out += fmt::format(":{}", line);
+  if (line != 0 && column != 0) out += fmt::format(":{}", column);
+  out += ": " + text;
+  // A file's name may hold anything; one error stays one line.
+  for (char& c : out)
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
+  return out;
 }
 
 void ErrorList::add(TextPosition at, std::string text) {
