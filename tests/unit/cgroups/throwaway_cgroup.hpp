@@ -6,12 +6,20 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <fstream>
 #include <string>
 #include <vector>
 
 #include "cgroups/hierarchy.hpp"
 
 namespace sluice::test {
+
+// Events that an inotify queue holds here; a storm of more overflows it.
+inline std::size_t queue_length() {
+  std::size_t length = 0;
+  std::ifstream("/proc/sys/fs/inotify/max_queued_events") >> length;
+  return length;
+}
 
 class ThrowawayCgroup {
  public:
