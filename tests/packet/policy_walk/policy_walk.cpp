@@ -14,12 +14,14 @@ namespace sluice::test {
 namespace {
 
 void same_verdicts(std::uint64_t seed, const RandomShape& shape, Storage storage,
-                   std::size_t packets, std::uint64_t& verdicts) {
+                   std::size_t packets, std::uint64_t& verdicts, bool has_direct_table = false) {
   Random random(seed);
   const RandomPolicy policy = random.policy(shape);
   const auto inputs = policy.inputs();
   const auto compiled = compile(inputs, policy.floor, BootTime{Random::kStart});
   REQUIRE(compiled);
+  const sluice_policy& made = compiled->descriptor;
+  CHECK((made.ip4.direct_bits != 0 || made.ip6.direct_bits != 0) == has_direct_table);
   std::vector<Question> questions;
   std::vector<std::uint32_t> expected;
   for (std::size_t i = 0; i < packets; ++i) {
@@ -55,7 +57,7 @@ TEST_CASE("the kernel's verdicts are those of the rules") {
         same_verdicts(
             rules,
             {.rules = rules, .with_ports = 0.1, .with_expiry = 0.1, .ip6 = ip6, .nested = 0.5},
-            storage, 2048, verdicts);
+            storage, 2048, verdicts, rules == 20000);
   }
   std::printf("%llu verdicts in the kernel\n", static_cast<unsigned long long>(verdicts));
 }
