@@ -180,7 +180,7 @@ Status KernelDataPlane::start() {
   if (auto adopted = adopt(); !adopted) return adopted;
   if (features_.tcx && config_.tc_mechanism == "auto")
     for (const auto& [index, live] : live_)
-      if (live.clsact) convert_to_tcx(index);
+      if (live.clsact) to_convert_.push_back(index);
   events_ = ring_buffer__new(
       programs_.map(Map::events),
       [](void* context, void* data, std::size_t size) {

@@ -6,6 +6,7 @@
 // no policy is lost.
 #pragma once
 
+#include <deque>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -83,6 +84,7 @@ class KernelDataPlane final : public DataPlane {
   [[nodiscard]] Status filter_interface(std::uint32_t index, Live& live);
   void unfilter_interface(std::uint32_t index, const Live& live);
   void convert_to_tcx(std::uint32_t index);
+  void convert_next();
   void watch_links();
   void read_link_events(const DataPlaneEvents& events);
   void audit(const DataPlaneEvents& events);
@@ -115,6 +117,9 @@ class KernelDataPlane final : public DataPlane {
   ring_buffer* events_ = nullptr;
   const DataPlaneEvents* sink_ = nullptr;  // during poll()
   std::vector<sluice_event> moves_;
+  std::deque<std::uint32_t> to_convert_;  // slots on clsact that become TCX links when it is calm
+  bool conversion_running_ = false;
+  std::uint64_t last_attach_ = 0;
   bool grace_running_ = false;
   std::uint64_t last_audit_ = 0, last_sweep_ = 0, lost_moves_ = 0;
   Background background_;  // last: its jobs use what is above

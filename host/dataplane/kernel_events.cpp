@@ -188,6 +188,7 @@ void KernelDataPlane::poll(const DataPlaneEvents& events) {
     sweep_learned();
   }
   start_grace_period();
+  convert_next();
 }
 
 // `event.pid` 0: every task of the cgroup; `event.cgroup_id` 0: of every attached cgroup.
