@@ -91,14 +91,15 @@ static __always_inline int sluice_flow_key_of(const struct sluice_slot* slot,
   return 1;
 }
 
-/* A neighbour is remembered apart from flows: protocol ICMPv6, no ports, no address of the
- * workload. */
+/* A neighbour is remembered apart from flows: no address of the workload, and a mark of its own, so
+ * that an echo reply from address :: with id 0 is not taken for one. */
 static __always_inline void sluice_neighbour_key(const struct sluice_slot* slot,
                                                  const __u8* neighbour,
                                                  struct sluice_flow_key* key) {
   __builtin_memset(key, 0, sizeof(*key));
   key->scope = slot->scope;
   key->protocol = SLUICE_IPPROTO_ICMPV6;
+  key->reserved[0] = 1;
   sluice_copy16(key->remote, neighbour);
 }
 
@@ -110,7 +111,10 @@ static __always_inline __u32 sluice_judge_housekeeping(const struct sluice_slot*
   if (facts->protocol == SLUICE_IPPROTO_ICMPV6 && facts->family == 6 &&
       word_flags & SLUICE_FLAG_ND) {
     /* RFC 4861: hop limit 255, so nothing beyond the link can have sent it or will accept it. */
-    if (sluice_is_nd(facts) && facts->hop_limit == 255) {
+    /* A workload solicits and answers; advertising a router or redirecting others is not its
+     * business. */
+    if ((facts->icmp_type == 133 || facts->icmp_type == 135 || facts->icmp_type == 136) &&
+        facts->hop_limit == 255) {
       if (sluice_is_link_local(facts->destination) || sluice_is_link_multicast(facts->destination))
         return SLUICE_REASON_ALLOW_HOUSEKEEPING;
       /* A neighbour with a global address that has itself spoken ND on this link may be answered
@@ -295,13 +299,16 @@ static __always_inline __u32 sluice_judge(const struct sluice_slot* slot, __u64 
   const struct sluice_policy* policy = sluice_policy_at(sluice_word_policy(word));
   if (!policy) return SLUICE_REASON_DENY_INTERNAL;
   reason = sluice_judge_address(slot, word, policy, facts);
-  if (facts->family == 6 && sluice_allows(reason)) {
+  if (facts->family == 6 && (sluice_allows(reason) || reason == SLUICE_REASON_DENY_MODE)) {
     __u32 at = sluice_embedded_ip4(facts->destination);
     if (at) {
       __u32 inner = sluice_judge_rules(policy, facts, 4, at);
+      /* No rule speaks of it: it is as good as the address around it only under a denylist. Where
+       * the mode denies that one already, a reply may still pass, as it may not against a rule. */
       if (inner == SLUICE_OK)
-        inner = sluice_word_mode(word) == SLUICE_MODE_DENYLIST ? SLUICE_REASON_ALLOW_MODE
-                                                               : SLUICE_REASON_DENY_MODE;
+        inner = sluice_word_mode(word) == SLUICE_MODE_DENYLIST || reason == SLUICE_REASON_DENY_MODE
+                    ? SLUICE_REASON_ALLOW_MODE
+                    : SLUICE_REASON_DENY_MODE;
       if (!sluice_allows(inner)) return SLUICE_REASON_DENY_EMBEDDED;
     }
   }
