@@ -28,14 +28,14 @@ def denylist(number, others):
     """Equal in meaning each time; one prefix that concerns nobody tells the versions apart."""
     dice = random.Random(number)
     dice.shuffle(others)
-    listed = ", ".join(f'"{p}"' for p in others + [f"{DENIED4}/32", f"{DENIED6}/128", f"100.{64 + number % 64}.{number // 64 % 256}.0/24"])
+    listed = ",\n".join(f'"{p}"' for p in others + [f"{DENIED4}/32", f"{DENIED6}/128", f"100.{64 + number % 64}.{number // 64 % 256}.0/24"])
     return f'[[policy]]\nname = "list"\nmatch = {{ class = "vm" }}\nmode = "denylist"\n[[policy.deny]]\ncidrs = [{listed}]\n'
 
 
 def allowlist(number, others):
     dice = random.Random(number)
     dice.shuffle(others)
-    listed = ", ".join(f'"{p}"' for p in others + ["198.51.100.0/24", "2001:db8:a::/48", f"100.{64 + number % 64}.{number // 64 % 256}.0/24"])
+    listed = ",\n".join(f'"{p}"' for p in others + ["198.51.100.0/24", "2001:db8:a::/48", f"100.{64 + number % 64}.{number // 64 % 256}.0/24"])
     return f'[[policy]]\nname = "list"\nmatch = {{ class = "vm" }}\nmode = "allowlist"\n[[policy.allow]]\ncidrs = [{listed}]\n'
 
 

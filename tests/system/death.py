@@ -68,7 +68,7 @@ def test_restarts_open_nothing_and_cut_nothing(death):
         pulse = Pulse(lab.guest, *[("g1", lab.udp_frame(number, address)) for number, address in zip(
             TO_DENIED + TO_ALLOWED, (DENIED4, DENIED6, ALLOWED4, ALLOWED6))], interval_us=300)
         try:
-            count = rounds(200, 15)
+            count = rounds(200, 10)
             tags = daemon.program_tags()
             for _ in range(count):
                 death(daemon)
@@ -103,7 +103,7 @@ def test_a_kill_at_any_moment_of_a_start_opens_nothing():
             TO_DENIED + TO_ALLOWED, (DENIED4, DENIED6, ALLOWED4, ALLOWED6))], interval_us=300)
         try:
             daemon.kill()
-            for number in range(rounds(200, 25)):
+            for number in range(rounds(200, 15)):
                 daemon.start(wait=False)
                 time.sleep(0.004 * (number % 50))
                 daemon.kill()
@@ -253,4 +253,4 @@ def test_sigterm_ends_quickly_and_says_goodbye():
     with Lab("routed") as lab:
         daemon = lab.daemon()
         daemon.signal(signal.SIGTERM)
-        assert daemon.process.wait(10) == 0
+        assert daemon.process.wait(lab_module.PATIENCE) == 0

@@ -32,7 +32,7 @@ import time
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BUILD = os.environ.get("SLUICE_BUILD_DIR", os.path.join(REPOSITORY, "build", "dev"))
 FAMILY = "slt"  # every name of ours: slt<pid>...
-PATIENCE = 30.0  # seconds until something that must happen is taken for lost; not a promise about speed
+PATIENCE = 120.0  # seconds until something that must happen is taken for lost; not a promise about speed
 
 # Addresses are of the documentation and benchmarking ranges (RFC 2544, 3849, 5737).
 ALLOWED4, ALLOWED6 = "198.51.100.10", "2001:db8:a::10"  # every protocol and port
