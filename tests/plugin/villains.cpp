@@ -86,7 +86,8 @@ TEST_CASE("a throwing stop is stopped all the same") {
 
 TEST_CASE("failed() stops and restarts the instance until it holds") {
   Stage stage;
-  CHECK(stage.start({{"next_door", "neighbour"}, {"shaky", "gives_up", "times=3"}}).empty());
+  // Not required: it may give up before or after the host has counted it as started.
+  CHECK(stage.start({{"next_door", "neighbour"}, {"shaky", "gives_up", "times=3", false}}).empty());
   CHECK(stage.says("shaky: run 4"));
   CHECK(stage.reaches("shaky", PluginPhase::running));
   CHECK(stage.status("shaky").restarts == 3);
