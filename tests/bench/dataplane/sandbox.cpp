@@ -8,10 +8,12 @@
 #include <sched.h>
 #include <spdlog/spdlog.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -58,12 +60,21 @@ void clean_up(pid_t pid) {
   if (auto root = find_cgroup2(); root) remove_cgroups(*root / unique(pid));
 }
 
+volatile std::sig_atomic_t running = 0;  // the section's process
+
+// An interrupted run cleans up as well: the section ends, and the wait for it returns.
+void stop_section(int /*signal*/) {
+  if (running != 0) kill(static_cast<pid_t>(running), SIGKILL);
+}
 }  // namespace
 
 bool run_section(const char* name, Section section, const Options& options) {
   std::fflush(stdout);
   const pid_t child = fork();
   if (child == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    std::signal(SIGINT, SIG_DFL);
+    std::signal(SIGTERM, SIG_DFL);
     if (unshare(CLONE_NEWNET) != 0)
       give_up(fmt::format("cannot make a network namespace: {}; run it as root", strerror(errno)));
     spdlog::set_level(spdlog::level::warn);
@@ -72,8 +83,12 @@ bool run_section(const char* name, Section section, const Options& options) {
     std::fflush(stdout);
     _exit(0);
   }
+  running = child;
+  std::signal(SIGINT, stop_section);
+  std::signal(SIGTERM, stop_section);
   int status = 0;
-  waitpid(child, &status, 0);
+  while (waitpid(child, &status, 0) < 0 && errno == EINTR) continue;
+  running = 0;
   clean_up(child);
   if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return true;
   std::fprintf(stderr, "section %s did not finish\n", name);
