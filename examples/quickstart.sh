@@ -47,7 +47,7 @@ mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
 
 step "Building (build/release) ..."
 cmake --preset release -DSLUICE_WITH_TESTS=OFF -DSLUICE_WITH_BENCHMARKS=OFF >/dev/null
-cmake --build --preset release -- --quiet
+cmake --build --preset release --target sluiced interfaces cgroups static_policy -- --quiet
 
 mkdir -p "$run/plugins"
 find build/release/plugins -name '*.so' -exec install -o root -g root -m 755 -t "$run/plugins" {} +
