@@ -5,6 +5,8 @@
 #   into ${CMAKE_BINARY_DIR}/plugins, installed into lib/sluice/plugins. Link further libraries with
 #   target_link_libraries(NAME PRIVATE ...). NO_INSTALL leaves the install rule out (test plugins).
 include(GNUInstallDirs)
+# Not below a multiarch folder: sluiced looks in <prefix>/lib/sluice/plugins.
+set(SLUICE_PLUGIN_INSTALL_DIR lib/sluice/plugins CACHE STRING "Where plugins are installed, below the prefix")
 set(SLUICE_PLUGIN_EXPORTS "${CMAKE_CURRENT_LIST_DIR}/sluice_plugin.exports" CACHE INTERNAL "")
 
 function(sluice_add_plugin name)
@@ -34,6 +36,6 @@ function(sluice_add_plugin name)
     target_link_options(${name} PRIVATE "LINKER:-z,defs")
   endif()
   if(NOT ARG_NO_INSTALL)
-    install(TARGETS ${name} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}/sluice/plugins COMPONENT plugins)
+    install(TARGETS ${name} LIBRARY DESTINATION ${SLUICE_PLUGIN_INSTALL_DIR} COMPONENT plugins)
   endif()
 endfunction()

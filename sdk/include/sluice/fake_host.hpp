@@ -96,9 +96,20 @@ class FakeHost {
       option.items.push_back(item);
     }
   }
-  void unconfigure(const std::string& path) { options_.erase(path); }
+  // The same as TOML text, typed by the declaration: configure_toml("match", "[\"tap*\"]").
+  void configure_toml(const std::string& path, std::string text) {
+    options_.erase(path);
+    toml_options_[path] = std::move(text);
+  }
+  void unconfigure(const std::string& path) {
+    options_.erase(path);
+    toml_options_.erase(path);
+  }
   void set_config_directory(std::string path) { config_directory_ = std::move(path); }
   void set_state_directory(std::string path) { state_directory_ = std::move(path); }
+
+  // Throws Error(EINVAL) unless `toml` is a value of `type`, as far as this host reads TOML.
+  static void parse_value(OptionType type, std::string_view toml) { (void)default_of(type, toml); }
 
   // ---- the plugin's life ----
 
@@ -302,7 +313,7 @@ class FakeHost {
   // As in quarantine: every service answers ESHUTDOWN.
   void shut_down() { closed_ = true; }
 
-  // What the observer's counters() answers.
+  // What the observer's counters() answers for an attachment; zeros where nothing was set.
   void set_counters(AttachmentId id, const Counters& counters) { counters_[id] = counters; }
 
  private:
@@ -337,6 +348,7 @@ class FakeHost {
   // ---- options ----
 
   OptionValue& option_of(const std::string& path, OptionType type) {
+    toml_options_.erase(path);
     auto& option = options_[path];
     option = {};
     option.type = type;
@@ -455,10 +467,13 @@ class FakeHost {
         declared.insert(path);
         add(host, option, path);
       }
-      for (const auto& [path, value] : host.options_)
+      const auto check_declared = [&](const std::string& path) {
         if (!declared.contains(path))
           throw Error(EINVAL,
                       "option \"" + path + "\" is configured but the plugin does not declare it");
+      };
+      for (const auto& [path, value] : host.options_) check_declared(path);
+      for (const auto& [path, text] : host.toml_options_) check_declared(path);
       raw_.size = sizeof raw_;
       raw_.instance = detail::abi(host.instance_);
       raw_.values = values_.data();
@@ -474,19 +489,21 @@ class FakeHost {
     void add(const FakeHost& host, const sluice_option& option, const std::string& path) {
       const auto type = static_cast<OptionType>(option.type);
       const auto at = host.options_.find(path);
+      std::string_view toml = detail::view(option.default_value);
+      if (const auto text = host.toml_options_.find(path); text != host.toml_options_.end())
+        toml = text->second;
       sluice_option_value raw{};
       raw.size = sizeof raw;
       raw.type = option.type;
       raw.path = option.path;
-      if (at == host.options_.end() && option.default_value.length == 0) {
+      if (at == host.options_.end() && toml.empty()) {
         if ((option.flags & SLUICE_OPTION_REQUIRED) != 0)
           throw Error(EINVAL, "option \"" + path + "\" is required; configure() it");
         values_.push_back(raw);
         return;
       }
-      const auto& value = kept_.emplace_back(
-          at != host.options_.end() ? at->second
-                                    : default_of(type, detail::view(option.default_value)));
+      const auto& value =
+          kept_.emplace_back(at != host.options_.end() ? at->second : default_of(type, toml));
       if (value.type != type)
         throw Error(EINVAL, "option \"" + path + "\" is configured as " +
                                 std::string(to_string(value.type)) + ", declared as " +
@@ -857,9 +874,8 @@ class FakeHost {
             [](sluice_host* host, sluice_attachment id, sluice_counters_info* into) {
               auto& me = of(host);
               if (const int refused = me.admit("counters", std::to_string(id))) return refused;
-              const auto at = me.counters_.find({id});
-              if (at == me.counters_.end()) return -ENOENT;
-              const auto& counters = at->second;
+              if (!me.known_.contains(id)) return -ENOENT;
+              const auto& counters = me.counters_[{id}];
               const sluice_counters_info mine{into->size,
                                               0,
                                               counters.allowed_packets,
@@ -886,6 +902,7 @@ class FakeHost {
   std::string instance_, config_directory_ = "/etc/sluice",
                          state_directory_ = "/var/lib/sluice/plugins/test";
   std::map<std::string, OptionValue> options_;
+  std::map<std::string, std::string> toml_options_;
   sluice_services services_{};
   sluice_plugin table_{};
   void* self_ = nullptr;
