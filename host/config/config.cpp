@@ -354,7 +354,7 @@ class Reader {
 
 }  // namespace
 
-std::expected<Config, ConfigErrors> load_config(const fs::path& file) {
+std::expected<ConfigReading, ConfigErrors> read_config(const fs::path& file) {
   const TomlLimits limits{.bytes = std::size_t{4} << 20, .values = 50'000};
   const auto text = read_text_file(file, limits.bytes);
   if (!text) return std::unexpected(text.error());
@@ -362,8 +362,14 @@ std::expected<Config, ConfigErrors> load_config(const fs::path& file) {
   if (!root) return std::unexpected(root.error());
   ErrorList errors(file.string());
   auto config = Reader(file, errors).read(*root);
-  if (!errors.empty()) return std::unexpected(errors.take());
-  return config;
+  return ConfigReading{std::move(config), errors.empty() ? ConfigErrors{} : errors.take()};
+}
+
+std::expected<Config, ConfigErrors> load_config(const fs::path& file) {
+  auto reading = read_config(file);
+  if (!reading) return std::unexpected(std::move(reading.error()));
+  if (!reading->errors.empty()) return std::unexpected(std::move(reading->errors));
+  return std::move(reading->config);
 }
 
 }  // namespace sluice

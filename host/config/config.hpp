@@ -73,6 +73,15 @@ struct Config {
   std::vector<WireConfig> wires;
 };
 
+// What could be read of a file, and every fault of it: for a caller that looks for more faults
+// beyond the file itself.
+struct ConfigReading {
+  Config config;
+  ConfigErrors errors;
+};
+// Fails only where nothing could be read: no file, no TOML.
+[[nodiscard]] std::expected<ConfigReading, ConfigErrors> read_config(
+    const std::filesystem::path& file);
 // Every error, not the first one. A file that cannot be read is one error too.
 [[nodiscard]] std::expected<Config, ConfigErrors> load_config(const std::filesystem::path& file);
 

@@ -341,16 +341,19 @@ void Daemon::reload_applied(const Status& status, LoadedConfig& loaded) {
   const auto host = config_.host;
   config_ = std::move(next);
   config_.host = host;
-  reload_done(std::move(errors));
+  reload_done(std::move(errors), true);
 }
 
-void Daemon::reload_done(std::vector<std::string> errors) {
+void Daemon::reload_done(std::vector<std::string> errors, bool applied) {
   for (const auto& error : errors) spdlog::error("reload: {}", error);
   if (errors.empty()) {
     spdlog::info("reloaded: {} plugins, {} attachments", plugins_->status().size(),
                  manager_->tally().attachments);
   } else {
-    spdlog::error("reload refused: {} errors; what was in force stays in force", errors.size());
+    spdlog::error(applied
+                      ? "reload done but for {} errors; where one occurred the former settings stay"
+                      : "reload refused: {} errors; what was in force stays in force",
+                  errors.size());
   }
   notify_manager("READY=1");
   tell_status();

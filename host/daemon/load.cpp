@@ -18,9 +18,12 @@ PluginHostSettings plugin_settings(const Config& config, uid_t library_owner) {
 
 std::expected<LoadedConfig, ConfigErrors> load_everything(const std::filesystem::path& file,
                                                           uid_t library_owner) {
-  auto config = load_config(file);
-  if (!config) return std::unexpected(std::move(config.error()));
-  ConfigErrors errors;
+  auto reading = read_config(file);
+  if (!reading) return std::unexpected(std::move(reading.error()));
+  // A fault in the file does not hide those in the plugins' own options.
+  Config* const config = &reading->config;
+  ConfigErrors errors = std::move(reading->errors);
+  const bool file_is_sound = errors.empty();
   const auto fault = [&](const Error& error) {
     errors.push_back({.file = config->file.string(), .text = error.message});
   };
@@ -38,8 +41,10 @@ std::expected<LoadedConfig, ConfigErrors> load_everything(const std::filesystem:
     errors.insert(errors.end(), plugins.error().begin(), plugins.error().end());
     return std::unexpected(std::move(errors));
   }
-  const auto wires = check_wires(*plugins, config->wires, config->file);
-  errors.insert(errors.end(), wires.begin(), wires.end());
+  if (file_is_sound) {
+    const auto wires = check_wires(*plugins, config->wires, config->file);
+    errors.insert(errors.end(), wires.begin(), wires.end());
+  }
   if (!errors.empty()) return std::unexpected(std::move(errors));
   return LoadedConfig{std::move(*config), std::move(*plugins)};
 }

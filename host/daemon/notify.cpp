@@ -26,7 +26,7 @@ bool notify_manager(std::string_view state) {
   const Fd socket(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
   if (!socket) return false;
   const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + length);
-  return ::sendto(socket.get(), state.data(), state.size(), MSG_NOSIGNAL,
+  return ::sendto(socket.get(), state.data(), state.size(), MSG_NOSIGNAL | MSG_DONTWAIT,
                   reinterpret_cast<const sockaddr*>(&address),
                   size) == static_cast<ssize_t>(state.size());
 }
