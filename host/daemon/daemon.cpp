@@ -350,9 +350,9 @@ void Daemon::reload_done(std::vector<std::string> errors, bool applied) {
     spdlog::info("reloaded: {} plugins, {} attachments", plugins_->status().size(),
                  manager_->tally().attachments);
   } else {
-    spdlog::error(applied
-                      ? "reload done but for {} errors; where one occurred the former settings stay"
-                      : "reload refused: {} errors; what was in force stays in force",
+    spdlog::error("{} ({} errors)",
+                  applied ? "reload done in part; where an error occurred the former settings stay"
+                          : "reload refused; what was in force stays in force",
                   errors.size());
   }
   notify_manager("READY=1");
