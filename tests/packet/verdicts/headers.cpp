@@ -458,7 +458,6 @@ TEST_CASE("a VLAN tag is looked through when the attachment allows its id, and o
     }
     return counted;
   };
-  gate.lab().in_guest("sysctl -qw net.ipv6.conf.guest0.disable_ipv6=1; ip addr flush dev guest0");
   gate.publish(rules(), Mode::allowlist, options);
   const Bytes packet4 = ip4(kFrom4, kAny4, 17, udp(40000, 80)),
               denied4 = ip4(kFrom4, kNone4, 17, udp(40000, 80)),
