@@ -116,6 +116,7 @@ void StaticPlugin::arm() {
 }
 
 void StaticPlugin::on_fd(int /*fd*/, std::uint32_t /*events*/) {
+  if (!watch_) return;
   watch_->drain();
   arm();
 }

@@ -139,7 +139,7 @@ sdk::Layer unite(const std::vector<PolicyPtr>& policies) {
   for (const auto& policy : policies) count += policy->rule_count();
   layer.rules.reserve(count);
   for (const auto& policy : policies) {
-    if (!layer.mode && policy->mode) layer.mode = sdk_mode(*policy->mode);
+    if (const auto mode = policy->mode; mode && !layer.mode) layer.mode = sdk_mode(*mode);
     if (!layer.audit) layer.audit = policy->audit;
     if (!layer.replies) layer.replies = policy->replies;
     for (const auto& group : policy->groups) append(*policy, group, layer.rules);

@@ -333,6 +333,7 @@ std::expected<std::vector<Policy>, ConfigErrors> read_policy_file(
   TableReader table(*root, "a policy file", errors);
   std::vector<Policy> policies;
   const auto nodes = table.tables("policy");
+  policies.reserve(nodes.size());
   for (const auto* node : nodes)
     policies.push_back(read_policy(*node, file, preset_directories, reader, errors));
   if (nodes.empty() && !table.has("policy"))
