@@ -97,6 +97,9 @@ TEST_CASE("neighbour discovery: hop limit 255, to link-local unicast and link-sc
   gate.check({
       {"an echo request to a link-local address is not discovery",
        icmp6(kLinkLocal, kRouter, 128, 255), SLUICE_REASON_DENY_MODE},
+      {"a router advertisement is not a workload's business",
+       icmp6(kLinkLocal, kAllNodes, 134, 255), SLUICE_REASON_DENY_HOUSEKEEPING},
+      {"nor is a redirect", icmp6(kLinkLocal, kRouter, 137, 255), SLUICE_REASON_DENY_HOUSEKEEPING},
       {"nor is a certificate path message", icmp6(kLinkLocal, kRouter, 148, 255),
        SLUICE_REASON_DENY_MODE},
       {"nor is TCP", framed(ip6(kLinkLocal, kRouter, 6, tcp(1, 443), {.hop_limit = 255})),
