@@ -12,9 +12,8 @@ struct ForeignThread : sluice::Plugin, sluice::Discovery {
       : release_(config.get<int>("release")), report_(config.get<int>("report")) {}
   void start() override {
     // The raw tables: the C++ object is gone by the time they are used.
-    const auto& services = *sluice_services_;
-    std::thread([services, common = *services.common, discovery = *services.discovery,
-                 release = release_, report = report_] {
+    std::thread([services = sluice_services_, common = *sluice_services_.common,
+                 discovery = *sluice_services_.discovery, release = release_, report = report_] {
       hang_on(release);
       common.log(services.host, 4, {"still here", 10});
       common.failed(services.host, {"still failing", 13});
@@ -25,8 +24,7 @@ struct ForeignThread : sluice::Plugin, sluice::Discovery {
   }
 
  private:
-  const sluice_services* sluice_services_ =
-      new sluice_services(sluice::sdk::detail::bound_services());
+  const sluice_services sluice_services_ = sluice::sdk::detail::bound_services();
   int release_, report_;
 };
 SLUICE_PLUGIN(ForeignThread)
