@@ -7,7 +7,7 @@
 set -eu
 
 build="g++ cmake ninja-build pkg-config clang bpftool libbpf-dev libelf-dev zlib1g-dev libcap-dev libidn2-dev libspdlog-dev libtoml11-dev
-  libsodium-dev linux-libc-dev iproute2 iputils-ping util-linux procps python3"
+  libsodium-dev libpsl-dev linux-libc-dev iproute2 iputils-ping util-linux procps python3"
 tests="doctest-dev ccache python3-pytest python3-scapy liburing-dev libcap2-bin libbenchmark-dev nftables ipset
   clang-format clang-tidy"
 
