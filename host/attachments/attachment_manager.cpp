@@ -271,7 +271,9 @@ AttachmentInfo AttachmentManager::info_of(const Attachment& attachment) const {
           .target = attachment.target,
           .labels = attachment.labels,
           .discovered_by = attachment.discovered_by,
-          .state = attachment.claimed ? "filtering" : "adopted"};
+          .state = attachment.claimed ? "filtering" : "adopted",
+          .audit = attachment.audit,
+          .redirected = false};
 }
 
 Applied AttachmentManager::applied(const Attachment& attachment) {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <array>
+#include <cerrno>
 #include <cstdint>
 #include <map>
 #include <span>
@@ -32,6 +33,18 @@ struct AttachmentInfo {
   Labels labels;
   std::string discovered_by;  // instance name
   std::string state;  // "filtering"; "adopted": found at start, not yet claimed by a discovery
+  bool audit = false;
+  bool redirected = false;  // its port 53 ends in the sockets that its resolver serves
+};
+
+// One end of a connection; the address is IPv4-mapped where it is IPv4.
+struct Endpoint {
+  std::array<std::uint8_t, 16> address{};
+  std::uint16_t port = 0;  // host order
+};
+struct StreamAsker {
+  AttachmentId attachment;
+  Endpoint asked;
 };
 
 struct Applied {
@@ -66,8 +79,9 @@ class PluginEvents {
   virtual void denials(std::span<const Denial> denials) = 0;  // to every observer
 };
 
-// [core loop] `instance` is the calling plugin's instance name throughout: a source can only change
-// its own layer, a discovery only its own attachments. A call that fails changes nothing.
+// [core loop], except what is marked [any]. `instance` is the calling plugin's instance name
+// throughout: a source can only change its own layer, a discovery only its own attachments. A call
+// that fails changes nothing.
 class Core {
  public:
   virtual ~Core() = default;
@@ -93,6 +107,39 @@ class Core {
                        std::uint64_t ttl_ns, std::uint64_t grace_ns, std::uint32_t rule) = 0;
   virtual Status revoke(const std::string& instance, AttachmentId id,
                         std::span<const std::array<std::uint8_t, 16>> addresses) = 0;
+  // For a name that a decider allowed and no rule names. No ports: every one.
+  virtual Status learn_decided(const std::string& /*instance*/, AttachmentId /*id*/,
+                               std::span<const std::array<std::uint8_t, 16>> /*addresses*/,
+                               std::uint64_t /*ttl_ns*/, std::uint64_t /*grace_ns*/,
+                               std::span<const PortRange> /*ports*/) {
+    return fail_with(ENOSYS, "this core learns no addresses by decision");
+  }
+
+  // The sockets of a resolver that take port 53 of the attachments whose wire names it. Replaces
+  // the former set; they stay the caller's.
+  virtual Status serve(const std::string& /*instance*/, std::span<const int> /*sockets*/) {
+    return fail_with(ENOSYS, "this core redirects no DNS");
+  }
+  // [any] -ENOENT: nobody's. Called for each query; the core outlives the call.
+  virtual Result<AttachmentId> asker_of_mark(const std::string& /*instance*/,
+                                             std::uint32_t /*mark*/) {
+    return fail_with(ENOSYS, "this core redirects no DNS");
+  }
+  // [any] Likewise, for an accepted connection.
+  virtual Result<StreamAsker> asker_of_stream(const std::string& /*instance*/, int /*accepted*/) {
+    return fail_with(ENOSYS, "this core redirects no DNS");
+  }
+
+  // With the service manager, by instance and name; a duplicate is kept.
+  virtual Status keep_fd(const std::string& /*instance*/, const std::string& /*name*/, int /*fd*/) {
+    return fail_with(ENOTSUP, "no service manager keeps descriptors for this daemon");
+  }
+  virtual Result<int> kept_fd(const std::string& /*instance*/, const std::string& /*name*/) {
+    return fail_with(ENOENT, "nothing is kept under that name");
+  }
+  virtual Status drop_fd(const std::string& /*instance*/, const std::string& /*name*/) {
+    return fail_with(ENOENT, "nothing is kept under that name");
+  }
 
   virtual Result<Counters> counters(AttachmentId id) = 0;
   virtual std::vector<AttachmentInfo> list() = 0;

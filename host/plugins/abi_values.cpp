@@ -49,19 +49,9 @@ Result<Rule> rule_from(const sluice_rule& raw) {
     if (auto status = prefix.check(); !status) return std::unexpected(status.error());
     rule.prefix = prefix;
   }
-  if (raw.port_count > 0 && raw.ports == nullptr) return fail("its ports have no data");
-  for (std::size_t i = 0; i < raw.port_count; ++i) {
-    const auto& range = raw.ports[i];
-    PortRange ports;
-    ports.protocol = range.protocol;
-    ports.any_port = range.any_port != 0;
-    if (!ports.any_port) {
-      ports.first = range.first;
-      ports.last = range.last;
-    }
-    if (auto status = ports.check(); !status) return std::unexpected(status.error());
-    rule.ports.push_back(ports);
-  }
+  auto ports = ports_from(raw.ports, raw.port_count);
+  if (!ports) return std::unexpected(ports.error());
+  rule.ports = std::move(*ports);
   rule.expires = BootTime{raw.expires};
   return rule;
 }
@@ -202,6 +192,34 @@ Result<std::vector<std::array<std::uint8_t, 16>>> addresses_from(const sluice_ad
   return addresses;
 }
 
+Result<std::vector<PortRange>> ports_from(const sluice_port_range* raw, std::size_t count) {
+  if (count > 0 && raw == nullptr) return fail("its ports have no data");
+  std::vector<PortRange> all;
+  for (std::size_t i = 0; i < count; ++i) {
+    PortRange ports;
+    ports.protocol = raw[i].protocol;
+    ports.any_port = raw[i].any_port != 0;
+    if (!ports.any_port) {
+      ports.first = raw[i].first;
+      ports.last = raw[i].last;
+    }
+    if (auto status = ports.check(); !status) return std::unexpected(status.error());
+    all.push_back(ports);
+  }
+  return all;
+}
+
+Result<std::string> fd_name_from(const sluice_string& raw) {
+  const auto name = view(raw);
+  const auto allowed = [](unsigned char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' ||
+           c == '_' || c == '-';
+  };
+  if (name.empty() || name.size() > 64 || !std::ranges::all_of(name, allowed))
+    return fail("a kept descriptor is named by 1 to 64 of a-z, A-Z, 0-9, '.', '_' and '-'");
+  return std::string(name);
+}
+
 std::vector<OptionDeclaration> declarations_of(const sluice_plugin& table) {
   std::vector<OptionDeclaration> declarations;
   for (std::uint32_t i = 0; i < table.option_count; ++i) {
@@ -238,6 +256,18 @@ void write_error(sluice_applied* into, const Error& error) {
     --length;
   std::memcpy(into->message, error.message.data(), length);
   into->message[length] = '\0';
+}
+
+void write_endpoint(sluice_endpoint* into, const Endpoint& endpoint) {
+  if (into == nullptr) return;
+  *into = {};
+  const bool is_ip4 = std::equal(kMapped.begin(), kMapped.end(), endpoint.address.begin());
+  into->family = is_ip4 ? 4 : 6;
+  into->port = endpoint.port;
+  if (is_ip4)
+    std::copy_n(endpoint.address.begin() + 12, 4, into->address);
+  else
+    std::copy_n(endpoint.address.begin(), 16, into->address);
 }
 
 void write_counters(sluice_counters_info* into, const Counters& counters) {
@@ -278,6 +308,8 @@ RawInfo::RawInfo(const AttachmentInfo& info) {
   raw_.label_count = labels_.size();
   raw_.discovered_by = raw(info.discovered_by);
   raw_.state = raw(info.state);
+  raw_.audit = info.audit;
+  raw_.redirected = info.redirected;
 }
 
 RawRules::RawRules(const std::vector<Rule>& rules) {

@@ -43,11 +43,16 @@ const T* element(const T* first, std::size_t index) {
 // IPv4 becomes mapped, as the core has it.
 [[nodiscard]] Result<std::vector<std::array<std::uint8_t, 16>>> addresses_from(
     const sluice_address* raw, std::size_t count);
+[[nodiscard]] Result<std::vector<PortRange>> ports_from(const sluice_port_range* raw,
+                                                        std::size_t count);
+// What a descriptor may be kept under.
+[[nodiscard]] Result<std::string> fd_name_from(const sluice_string& raw);
 [[nodiscard]] std::vector<OptionDeclaration> declarations_of(const sluice_plugin& table);
 
 // What a caller's result struct has room for.
 void write_applied(sluice_applied* into, const Applied& applied);
 void write_error(sluice_applied* into, const Error& error);
+void write_endpoint(sluice_endpoint* into, const Endpoint& endpoint);
 void write_counters(sluice_counters_info* into, const Counters& counters);
 
 // ---- to a plugin. Each keeps what its raw struct points into; borrows from its argument

@@ -1,4 +1,4 @@
-// The way from strands to the core loop, which can be shut: strands outlive the plugin host where
+// The way from plugins' threads to the core, which can be shut: they outlive the plugin host where
 // one of them hangs.
 #pragma once
 
@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <shared_mutex>
 
 #include "attachments/core.hpp"
 #include "plugins/core_loop.hpp"
@@ -26,7 +27,18 @@ class CoreGate : public std::enable_shared_from_this<CoreGate> {
     return true;
   }
 
-  // [strand] Runs `work` on the core loop and waits for it. False: it did not run, and will not.
+  // [any] Runs `work` on the calling thread, for what the core marks [any]. False: shut. What is in
+  // here holds up the end of the daemon: no waiting.
+  template <typename Work>
+  bool direct(Work&& work) {
+    const std::shared_lock lock(direct_mutex_);
+    if (!open_) return false;
+    work(core_);
+    return true;
+  }
+
+  // [strand], [any] other thread of a plugin. Runs `work` on the core loop and waits for it. False:
+  // it did not run, and will not.
   bool call(const std::function<void(Core&)>& work) {
     auto call = std::make_shared<Call>();
     // Destroyed unrun when the loop drops the task: that ends the wait as well.
@@ -45,6 +57,10 @@ class CoreGate : public std::enable_shared_from_this<CoreGate> {
   // [core loop] Tasks that are posted already do not run any more.
   void shut() {
     open_on_loop_ = false;
+    {
+      const std::unique_lock lock(direct_mutex_);
+      open_ = false;
+    }
     const std::lock_guard lock(mutex_);
     loop_ = nullptr;
   }
@@ -72,6 +88,8 @@ class CoreGate : public std::enable_shared_from_this<CoreGate> {
   bool open_on_loop_ = true;  // the core loop's
   std::mutex mutex_;
   CoreLoop* loop_;  // under mutex_
+  std::shared_mutex direct_mutex_;
+  bool open_ = true;  // under direct_mutex_
 };
 
 }  // namespace sluice

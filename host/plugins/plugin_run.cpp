@@ -84,6 +84,7 @@ void PluginRun::create_and_start() {
     });
   }
   self_ = self;
+  created_.store(true);
   result = table().start(self_, message.data(), message.size());
   if (result < 0) {
     const Error error{.message = "cannot start: " + text_of(message, result), .code = -result};
@@ -137,7 +138,8 @@ void PluginRun::on_resync() {
 
 bool PluginRun::hears_of_attachments() const {
   return library_->has_role(SLUICE_ROLE_POLICY_SOURCE) ||
-         library_->has_role(SLUICE_ROLE_RESOLVER) || library_->has_role(SLUICE_ROLE_OBSERVER);
+         library_->has_role(SLUICE_ROLE_RESOLVER) || library_->has_role(SLUICE_ROLE_OBSERVER) ||
+         library_->has_role(SLUICE_ROLE_DECIDER) || library_->has_role(SLUICE_ROLE_ANSWER_SOURCE);
 }
 
 void PluginRun::stop() {
@@ -283,13 +285,25 @@ int PluginRun::admit(const char* service) {
   return -EPERM;
 }
 
+int PluginRun::admit_any(const char* service) {
+  if (closed_.load()) return -ESHUTDOWN;
+  if (created_.load()) return 0;
+  log(4,
+      fmt::format("{} was called in the constructor and was refused; call it in start()", service));
+  return -EPERM;
+}
+
 int PluginRun::down(const std::function<int(Core&)>& work) {
   int result = -ESHUTDOWN;
-  strand_->waiting([&] {
+  const auto call = [&] {
     (void)gate_->call([&](Core& core) {
       if (!closed_.load()) result = work(core);
     });
-  });
+  };
+  if (strand_->is_current())
+    strand_->waiting(call);
+  else
+    call();
   return result;
 }
 

@@ -104,8 +104,17 @@ class PluginRun final : public StrandClient, public std::enable_shared_from_this
   void log(std::uint32_t level, std::string_view text) const;
   // 0, or why a [strand] service must not be served here and now.
   [[nodiscard]] int admit(const char* service);
-  // [strand] `work` on the core loop; its result, or -ESHUTDOWN where it cannot run.
+  // The same for an [any] service.
+  [[nodiscard]] int admit_any(const char* service);
+  // [any] `work` on the core loop; its result, or -ESHUTDOWN where it cannot run.
   [[nodiscard]] int down(const std::function<int(Core&)>& work);
+  // [any] `work` on the calling thread, for what the core marks [any]. Never to wait in.
+  template <typename Work>
+  [[nodiscard]] int direct(Work&& work) {
+    int result = -ESHUTDOWN;
+    (void)gate_->direct([&](Core& core) { result = work(core); });
+    return result;
+  }
   [[nodiscard]] Strand& strand() { return *strand_; }
   [[nodiscard]] int wake(std::uint64_t token);
   void failed(const std::string& reason);
@@ -136,6 +145,7 @@ class PluginRun final : public StrandClient, public std::enable_shared_from_this
   sluice_host* const handle_ = new sluice_host;
   sluice_services services_{};
 
+  std::atomic<bool> created_{false};
   std::atomic<bool> closed_{false};  // stopped or abandoned: services answer -ESHUTDOWN
   std::atomic<bool> failing_{false};
   std::atomic<bool> abandoned_{false};

@@ -26,6 +26,20 @@ int served(sluice_host* host, const char* service, Work&& work) noexcept {
   }
 }
 
+template <typename Work>
+int served_any(sluice_host* host, const char* service, Work&& work) noexcept {
+  try {
+    const auto run = run_of(host);
+    if (!run) return -ESHUTDOWN;
+    if (const int refused = run->admit_any(service); refused != 0) return refused;
+    return work(*run);
+  } catch (const std::bad_alloc&) {
+    return -ENOMEM;
+  } catch (...) {
+    return -EIO;
+  }
+}
+
 int refuse(const Error& error, sluice_applied* into = nullptr) {
   abi::write_error(into, error);
   return -(error.code > 0 ? error.code : EIO);
@@ -79,6 +93,31 @@ void failed(sluice_host* host, sluice_string reason) noexcept {
     if (const auto run = run_of(host)) run->failed(std::string(abi::view(reason)));
   } catch (...) {
   }
+}
+
+int keep_fd(sluice_host* host, sluice_string raw_name, int fd) noexcept {
+  return served(host, "keep_fd", [&](PluginRun& run) {
+    const auto name = abi::fd_name_from(raw_name);
+    if (!name) return refuse(name.error());
+    return run.down([&](Core& core) { return answer(core.keep_fd(run.instance(), *name, fd)); });
+  });
+}
+int kept_fd(sluice_host* host, sluice_string raw_name) noexcept {
+  return served_any(host, "kept_fd", [&](PluginRun& run) {
+    const auto name = abi::fd_name_from(raw_name);
+    if (!name) return refuse(name.error());
+    return run.down([&](Core& core) {
+      const auto fd = core.kept_fd(run.instance(), *name);
+      return fd ? *fd : refuse(fd.error());
+    });
+  });
+}
+int drop_fd(sluice_host* host, sluice_string raw_name) noexcept {
+  return served(host, "drop_fd", [&](PluginRun& run) {
+    const auto name = abi::fd_name_from(raw_name);
+    if (!name) return refuse(name.error());
+    return run.down([&](Core& core) { return answer(core.drop_fd(run.instance(), *name)); });
+  });
 }
 
 // ---- discovery ----------------------------------------------------------------------------------
@@ -187,7 +226,7 @@ int replace_layers(sluice_host* host, const sluice_attachment* ids, const sluice
 int learn(sluice_host* host, sluice_attachment id, const sluice_address* raw, std::size_t count,
           std::uint64_t ttl_ns, std::uint64_t grace_ns, std::uint32_t rule,
           sluice_applied* applied) noexcept {
-  return served(host, "learn", [&](PluginRun& run) {
+  return served_any(host, "learn", [&](PluginRun& run) {
     const auto addresses = abi::addresses_from(raw, count);
     if (!addresses) return refuse(addresses.error(), applied);
     return run.down([&](Core& core) {
@@ -199,12 +238,78 @@ int learn(sluice_host* host, sluice_attachment id, const sluice_address* raw, st
 }
 int revoke(sluice_host* host, sluice_attachment id, const sluice_address* raw,
            std::size_t count) noexcept {
-  return served(host, "revoke", [&](PluginRun& run) {
+  return served_any(host, "revoke", [&](PluginRun& run) {
     const auto addresses = abi::addresses_from(raw, count);
     if (!addresses) return refuse(addresses.error());
     return run.down(
         [&](Core& core) { return answer(core.revoke(run.instance(), {id}, *addresses)); });
   });
+}
+int learn_decided(sluice_host* host, sluice_attachment id, const sluice_address* raw,
+                  std::size_t count, std::uint64_t ttl_ns, std::uint64_t grace_ns,
+                  const sluice_port_range* raw_ports, std::size_t port_count,
+                  sluice_applied* applied) noexcept {
+  return served_any(host, "learn_decided", [&](PluginRun& run) {
+    const auto addresses = abi::addresses_from(raw, count);
+    if (!addresses) return refuse(addresses.error(), applied);
+    const auto ports = abi::ports_from(raw_ports, port_count);
+    if (!ports) return refuse(ports.error(), applied);
+    return run.down([&](Core& core) {
+      const auto status =
+          core.learn_decided(run.instance(), {id}, *addresses, ttl_ns, grace_ns, *ports);
+      if (status) abi::write_applied(applied, {});
+      return answer(status, applied);
+    });
+  });
+}
+int serve(sluice_host* host, const sluice_listener* raw, std::size_t count) noexcept {
+  return served(host, "serve", [&](PluginRun& run) {
+    if (count > 0 && raw == nullptr) return -EINVAL;
+    std::vector<int> sockets;
+    for (std::size_t i = 0; i < count; ++i)
+      sockets.push_back(abi::known_part(abi::element(raw, i)).fd);
+    return run.down([&](Core& core) { return answer(core.serve(run.instance(), sockets)); });
+  });
+}
+int asker_of_mark(sluice_host* host, std::uint32_t mark, sluice_attachment* id) noexcept {
+  return served_any(host, "asker_of_mark", [&](PluginRun& run) {
+    return run.direct([&](Core& core) {
+      const auto asker = core.asker_of_mark(run.instance(), mark);
+      if (!asker) return refuse(asker.error());
+      *id = asker->value;
+      return 0;
+    });
+  });
+}
+int asker_of_stream(sluice_host* host, int accepted, sluice_attachment* id,
+                    sluice_endpoint* asked) noexcept {
+  return served_any(host, "asker_of_stream", [&](PluginRun& run) {
+    return run.direct([&](Core& core) {
+      const auto asker = core.asker_of_stream(run.instance(), accepted);
+      if (!asker) return refuse(asker.error());
+      *id = asker->attachment.value;
+      abi::write_endpoint(asked, asker->asked);
+      return 0;
+    });
+  });
+}
+int ask(sluice_host* host, const sluice_query*, std::uint64_t) noexcept {
+  return served_any(host, "ask", [](PluginRun&) { return -ENOSYS; });
+}
+int pushed(sluice_host* host, std::uint64_t, int, sluice_string) noexcept {
+  return served_any(host, "pushed", [](PluginRun&) { return -ENOSYS; });
+}
+int report(sluice_host* host, const sluice_query_report*, std::size_t) noexcept {
+  return served_any(host, "report", [](PluginRun&) { return 0; });
+}
+
+// ---- decider, answer source --------------------------------------------------------------------
+
+int decided(sluice_host* host, std::uint64_t, const sluice_decision_made*) noexcept {
+  return served_any(host, "decided", [](PluginRun&) { return -ENOSYS; });
+}
+int push_answer(sluice_host* host, const sluice_answer*, std::uint64_t, sluice_applied*) noexcept {
+  return served(host, "push_answer", [](PluginRun&) { return -ENOSYS; });
 }
 
 // ---- observer -----------------------------------------------------------------------------------
@@ -241,7 +346,10 @@ constexpr sluice_common_services kCommon{.size = sizeof(sluice_common_services),
                                          .fd_watch = fd_watch,
                                          .fd_unwatch = fd_unwatch,
                                          .wake = wake,
-                                         .failed = failed};
+                                         .failed = failed,
+                                         .keep_fd = keep_fd,
+                                         .kept_fd = kept_fd,
+                                         .drop_fd = drop_fd};
 constexpr sluice_discovery_services kDiscovery{.size = sizeof(sluice_discovery_services),
                                                .attach = attach,
                                                .detach = detach,
@@ -252,8 +360,20 @@ constexpr sluice_policy_services kPolicy{.size = sizeof(sluice_policy_services),
                                          .update_layer = update_layer,
                                          .withdraw_layer = withdraw_layer,
                                          .replace_layers = replace_layers};
-constexpr sluice_resolver_services kResolver{
-    .size = sizeof(sluice_resolver_services), .learn = learn, .revoke = revoke};
+constexpr sluice_resolver_services kResolver{.size = sizeof(sluice_resolver_services),
+                                             .learn = learn,
+                                             .revoke = revoke,
+                                             .serve = serve,
+                                             .asker_of_mark = asker_of_mark,
+                                             .asker_of_stream = asker_of_stream,
+                                             .learn_decided = learn_decided,
+                                             .ask = ask,
+                                             .pushed = pushed,
+                                             .report = report};
+constexpr sluice_decider_services kDecider{.size = sizeof(sluice_decider_services),
+                                           .decided = decided};
+constexpr sluice_answer_source_services kAnswerSource{.size = sizeof(sluice_answer_source_services),
+                                                      .push_answer = push_answer};
 constexpr sluice_observer_services kObserver{
     .size = sizeof(sluice_observer_services), .counters = counters, .list = list};
 
@@ -270,7 +390,9 @@ sluice_services services_for(sluice_host* host, std::uint32_t roles) {
           .discovery = held(SLUICE_ROLE_DISCOVERY, kDiscovery),
           .policy = held(SLUICE_ROLE_POLICY_SOURCE, kPolicy),
           .resolver = held(SLUICE_ROLE_RESOLVER, kResolver),
-          .observer = held(SLUICE_ROLE_OBSERVER, kObserver)};
+          .observer = held(SLUICE_ROLE_OBSERVER, kObserver),
+          .decider = held(SLUICE_ROLE_DECIDER, kDecider),
+          .answer_source = held(SLUICE_ROLE_ANSWER_SOURCE, kAnswerSource)};
 }
 
 }  // namespace sluice

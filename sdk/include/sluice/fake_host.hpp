@@ -11,11 +11,14 @@
 //
 // It speaks to the plugin through the same C table as the daemon and keeps the same rules: [strand]
 // services only from the thread that made the FakeHost, none in the constructor, none after stop.
-// All its functions belong to that thread; wake(), log(), now() and failed() of the plugin may come
-// from any.
+// All its functions belong to that thread; the plugin's [any] services may come from any.
 #pragma once
 
+#include <fcntl.h>
+#include <netinet/in.h>
 #include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
 #include <sluice/plugin.hpp>
 
 #include <atomic>
@@ -43,7 +46,45 @@ class FakeHost {
     AttachmentId attachment;
     std::vector<Address> addresses;
     std::chrono::nanoseconds ttl{}, grace{};
-    std::uint32_t rule = 0;
+    std::uint32_t rule = 0;          // SLUICE_NO_RULE: by learn_decided
+    std::vector<PortRange> ports{};  // of learn_decided
+  };
+  struct Asked {
+    Query query;
+    Time deadline;
+  };
+  // A report with what it borrows.
+  class Reported {
+   public:
+    explicit Reported(const QueryReport& report)
+        : name_(report.name),
+          rule_(report.rule),
+          reason_(report.reason),
+          upstream_(report.upstream),
+          addresses_(report.addresses.begin(), report.addresses.end()),
+          report_(report) {}
+    [[nodiscard]] QueryReport get() const {
+      auto report = report_;
+      report.name = name_;
+      report.rule = rule_;
+      report.reason = reason_;
+      report.upstream = upstream_;
+      report.addresses = addresses_;
+      return report;
+    }
+
+   private:
+    std::string name_, rule_, reason_, upstream_;
+    std::vector<Address> addresses_;
+    QueryReport report_;
+  };
+  struct PushResult {
+    int code = 0;  // 0, or a positive errno
+    std::string message;
+  };
+  struct PushedAnswer {
+    Answer answer;
+    Time deadline;
   };
 
   explicit FakeHost(std::string instance = "test") : instance_(std::move(instance)) {
@@ -54,14 +95,18 @@ class FakeHost {
                  .discovery = nullptr,
                  .policy = nullptr,
                  .resolver = nullptr,
-                 .observer = nullptr};
+                 .observer = nullptr,
+                 .decider = nullptr,
+                 .answer_source = nullptr};
   }
   FakeHost(const FakeHost&) = delete;
   FakeHost& operator=(const FakeHost&) = delete;
   ~FakeHost() {
-    if (self_ == nullptr) return;
-    stop();
-    destroy();
+    if (self_ != nullptr) {
+      stop();
+      destroy();
+    }
+    for (const auto& [name, fd] : kept_fds_) ::close(fd);
   }
 
   // ---- before create() ----
@@ -128,6 +173,8 @@ class FakeHost {
     services_.policy = holds(SLUICE_ROLE_POLICY_SOURCE) ? &policy_table() : nullptr;
     services_.resolver = holds(SLUICE_ROLE_RESOLVER) ? &resolver_table() : nullptr;
     services_.observer = holds(SLUICE_ROLE_OBSERVER) ? &observer_table() : nullptr;
+    services_.decider = holds(SLUICE_ROLE_DECIDER) ? &decider_table() : nullptr;
+    services_.answer_source = holds(SLUICE_ROLE_ANSWER_SOURCE) ? &answer_source_table() : nullptr;
     const RawOptions raw(*this);
     void* self = nullptr;
     Message message;
@@ -260,6 +307,41 @@ class FakeHost {
     for (const auto& denial : denials) raw.push_back(raw_denial(denial));
     judge("denials", table_.denials(self_, raw.data(), raw.size()));
   }
+  // To an observer.
+  void queries(std::span<const QueryReport> reports) {
+    if (table_.queries == nullptr) return;
+    const detail::RawReports raw(reports);
+    judge("queries", table_.queries(self_, raw.data(), raw.size()));
+  }
+  // To a decider; it answers by what decisions() shows.
+  void decide(const Query& query) {
+    if (table_.decide == nullptr) return;
+    const auto raw = detail::raw_query(query);
+    {
+      const std::lock_guard lock(mutex_);
+      undecided_.insert(query.id);
+    }
+    judge("decide", table_.decide(self_, &raw));
+  }
+  // To a resolver: what became of its ask().
+  void decided(std::uint64_t query_id, const Decision& decision) {
+    if (table_.decided == nullptr) return;
+    const detail::RawDecision raw(decision);
+    judge("decided", table_.decided(self_, query_id, raw.get()));
+  }
+  // To a resolver: an answer that somebody waits to give. The push's id, for push_result().
+  std::uint64_t push_answer(const Answer& answer) {
+    std::uint64_t id = 0;
+    {
+      const std::lock_guard lock(mutex_);
+      id = ++last_push_;
+      waiting_pushes_.insert(id);
+    }
+    if (table_.answer_pushed == nullptr) return id;
+    const detail::RawAnswer raw(answer);
+    judge("answer_pushed", table_.answer_pushed(self_, id, raw.get()));
+    return id;
+  }
   void plugin_state(const PluginState& state) {
     if (table_.plugin_state == nullptr) return;
     const sluice_plugin_state raw{sizeof raw, 0, detail::abi(state.instance),
@@ -276,19 +358,64 @@ class FakeHost {
 
   [[nodiscard]] const std::map<AttachmentId, Attached>& attachments() const { return attached_; }
   [[nodiscard]] const std::map<AttachmentId, Layer>& layers() const { return layers_; }
-  [[nodiscard]] const std::vector<Learned>& learned() const { return learned_; }
+  [[nodiscard]] std::vector<Learned> learned() const { return locked(learned_); }
   // One line a call, also of refused ones: "attach tap0", "detach 1 (gone)", "replace_layer 7 (3
   // rules)", "listed".
-  [[nodiscard]] const std::vector<std::string>& calls() const { return calls_; }
-  void forget_calls() { calls_.clear(); }
+  [[nodiscard]] std::vector<std::string> calls() const { return locked(calls_); }
+  void forget_calls() {
+    const std::lock_guard lock(mutex_);
+    calls_.clear();
+  }
   [[nodiscard]] std::size_t count_calls(std::string_view beginning) const {
+    const auto all = calls();
     return static_cast<std::size_t>(
-        std::count_if(calls_.begin(), calls_.end(),
+        std::count_if(all.begin(), all.end(),
                       [&](const std::string& call) { return call.starts_with(beginning); }));
   }
   [[nodiscard]] std::vector<Line> lines() const {
     const std::lock_guard lock(mutex_);
     return lines_;
+  }
+  // What a resolver asked of a decider: answer by decided().
+  [[nodiscard]] std::vector<Asked> asked() const { return locked(asked_); }
+  // What a resolver reported.
+  [[nodiscard]] std::vector<Reported> reports() const { return locked(reports_); }
+  void forget_reports() {
+    const std::lock_guard lock(mutex_);
+    reports_.clear();
+  }
+  // What a resolver answered to push_answer(). Absent: nothing yet.
+  [[nodiscard]] std::optional<PushResult> push_result(std::uint64_t push_id) const {
+    const std::lock_guard lock(mutex_);
+    const auto at = push_results_.find(push_id);
+    return at == push_results_.end() ? std::nullopt : std::optional(at->second);
+  }
+  // What a decider said, by query.
+  [[nodiscard]] std::map<std::uint64_t, Decision> decisions() const { return locked(decisions_); }
+  // What an answer source pushed.
+  [[nodiscard]] std::vector<PushedAnswer> pushed_answers() const { return pushed_answers_; }
+  // The sockets of the last serve().
+  [[nodiscard]] const std::vector<int>& served() const { return served_; }
+  // Waits at most `patience` until `holds`, which looks at this FakeHost, is true; asked again
+  // after each call of an [any] service, while wakes are delivered. What it was last.
+  template <typename Condition>
+  bool wait_until(Condition&& holds,
+                  std::chrono::milliseconds patience = std::chrono::seconds(10)) {
+    const auto end = std::chrono::steady_clock::now() + patience;
+    for (;;) {
+      std::uint64_t seen = 0;
+      {
+        const std::lock_guard lock(mutex_);
+        seen = changes_;
+      }
+      run_wakes();
+      if (holds()) return true;
+      std::unique_lock lock(mutex_);
+      const bool again =
+          woken_.wait_until(lock, end, [&] { return changes_ != seen || !tokens_.empty(); });
+      if (!again) break;
+    }
+    return holds();
   }
   // Why the instance failed: failed(), or an event that threw. Absent: it has not.
   [[nodiscard]] std::optional<std::string> failure() const {
@@ -302,16 +429,51 @@ class FakeHost {
   // `code`, until allow(). `rule_index`, `layer_index`: which one the refusal blames.
   void refuse(const std::string& service, int code, std::string message = {},
               std::uint32_t rule_index = Error::kNoRule, std::size_t layer_index = SIZE_MAX) {
+    const std::lock_guard lock(mutex_);
     refusals_[service] = {code, std::move(message), rule_index, layer_index, SIZE_MAX};
   }
   // Only the next `times` calls.
   void refuse_times(std::size_t times, const std::string& service, int code,
                     std::string message = {}) {
+    const std::lock_guard lock(mutex_);
     refusals_[service] = {code, std::move(message), Error::kNoRule, SIZE_MAX, times};
   }
-  void allow(const std::string& service) { refusals_.erase(service); }
+  void allow(const std::string& service) {
+    const std::lock_guard lock(mutex_);
+    refusals_.erase(service);
+  }
   // As in quarantine: every service answers ESHUTDOWN.
   void shut_down() { closed_ = true; }
+
+  // ---- who asks, by hand ----
+
+  // Whose datagrams carry `mark`. Unknown marks are nobody's.
+  void set_mark(std::uint32_t mark, AttachmentId id) {
+    const std::lock_guard lock(mutex_);
+    marks_[mark] = id;
+  }
+  void forget_mark(std::uint32_t mark) {
+    const std::lock_guard lock(mutex_);
+    marks_.erase(mark);
+  }
+  // Whose every accepted connection is; `asked` as the daemon tells it, its own address where it is
+  // not given. {}: nobody's, as before the first call.
+  void set_streams(AttachmentId id, std::optional<Endpoint> asked = {}) {
+    const std::lock_guard lock(mutex_);
+    stream_asker_ = id;
+    stream_asked_ = asked;
+  }
+  // False: the wire has no decider, ask() answers ENOENT. True from the beginning.
+  void set_decider(bool present) {
+    const std::lock_guard lock(mutex_);
+    has_decider_ = present;
+  }
+  // Called on the thread that learns, before it is answered and before learned() shows it: look
+  // there at what must not have happened yet.
+  void on_learn(std::function<void(const Learned&)> look) {
+    const std::lock_guard lock(mutex_);
+    on_learn_ = std::move(look);
+  }
 
   // What the observer's counters() answers for an attachment; zeros where nothing was set.
   void set_counters(AttachmentId id, const Counters& counters) { counters_[id] = counters; }
@@ -539,7 +701,9 @@ class FakeHost {
               .labels = labels_.data(),
               .label_count = labels_.size(),
               .discovered_by = detail::abi(info.discovered_by),
-              .state = detail::abi(info.state)};
+              .state = detail::abi(info.state),
+              .audit = info.audit,
+              .redirected = info.redirected};
     }
     RawInfo(const RawInfo&) = delete;
     RawInfo& operator=(const RawInfo&) = delete;
@@ -594,9 +758,21 @@ class FakeHost {
 
   // ---- services ----
 
+  template <typename T>
+  [[nodiscard]] T locked(const T& value) const {
+    const std::lock_guard lock(mutex_);
+    return value;
+  }
+  void note_change() {
+    const std::lock_guard lock(mutex_);
+    ++changes_;
+    woken_.notify_all();
+  }
+
   static FakeHost& of(sluice_host* host) { return *reinterpret_cast<FakeHost*>(host); }
 
-  // What every [strand] service begins with: 0, or why it is refused.
+  // What every [strand] service begins with: 0, or why it is refused. `self_` is set before a
+  // thread of the plugin's that may call can exist, unless its constructor starts one.
   int admit(const char* service, const std::string& detail_text = {},
             sluice_applied* applied = nullptr, std::size_t* failed_index = nullptr) {
     if (closed_) return -ESHUTDOWN;
@@ -608,6 +784,18 @@ class FakeHost {
                           : " was called from a thread that is not the strand; let it wake()"));
       return -EPERM;
     }
+    return admit_any(service, detail_text, applied, failed_index);
+  }
+  // [any]
+  int admit_any(const char* service, const std::string& detail_text = {},
+                sluice_applied* applied = nullptr, std::size_t* failed_index = nullptr) {
+    if (closed_) return -ESHUTDOWN;
+    if (self_ == nullptr) {
+      write_line(LogLevel::error,
+                 std::string(service) + " was called in the constructor; call it in start()");
+      return -EPERM;
+    }
+    const std::lock_guard lock(mutex_);
     calls_.push_back(detail_text.empty() ? service : std::string(service) + " " + detail_text);
     const auto at = refusals_.find(service);
     if (at == refusals_.end()) return 0;
@@ -699,7 +887,44 @@ class FakeHost {
               return 0;
             },
         .failed = [](sluice_host* host,
-                     sluice_string reason) { of(host).fail(detail::copy(reason)); }};
+                     sluice_string reason) { of(host).fail(detail::copy(reason)); },
+        .keep_fd =
+            [](sluice_host* host, sluice_string raw_name, int fd) {
+              auto& me = of(host);
+              const auto name = detail::copy(raw_name);
+              if (const int refused = me.admit("keep_fd", name)) return refused;
+              const int kept = ::fcntl(fd, F_DUPFD_CLOEXEC, 0);
+              if (kept < 0) return -errno;
+              const std::lock_guard lock(me.mutex_);
+              if (const auto at = me.kept_fds_.find(name); at != me.kept_fds_.end())
+                ::close(std::exchange(at->second, kept));
+              else
+                me.kept_fds_.emplace(name, kept);
+              return 0;
+            },
+        .kept_fd =
+            [](sluice_host* host, sluice_string raw_name) {
+              auto& me = of(host);
+              const auto name = detail::copy(raw_name);
+              if (const int refused = me.admit_any("kept_fd", name)) return refused;
+              const std::lock_guard lock(me.mutex_);
+              const auto at = me.kept_fds_.find(name);
+              if (at == me.kept_fds_.end()) return -ENOENT;
+              const int copy = ::fcntl(at->second, F_DUPFD_CLOEXEC, 0);
+              return copy < 0 ? -errno : copy;
+            },
+        .drop_fd =
+            [](sluice_host* host, sluice_string raw_name) {
+              auto& me = of(host);
+              const auto name = detail::copy(raw_name);
+              if (const int refused = me.admit("drop_fd", name)) return refused;
+              const std::lock_guard lock(me.mutex_);
+              const auto at = me.kept_fds_.find(name);
+              if (at == me.kept_fds_.end()) return -ENOENT;
+              ::close(at->second);
+              me.kept_fds_.erase(at);
+              return 0;
+            }};
     return table;
   }
 
@@ -822,13 +1047,42 @@ class FakeHost {
     return table;
   }
 
-  static std::vector<Address> addresses_of(const sluice_address* raw, std::size_t count) {
-    std::vector<Address> addresses(count);
-    for (std::size_t i = 0; i < count; ++i) {
-      addresses[i].family = raw[i].family;
-      std::memcpy(addresses[i].bytes.data(), raw[i].bytes, sizeof raw[i].bytes);
+  int learn(const char* service, Learned learned, sluice_applied* applied) {
+    if (const int refused = admit_any(service,
+                                      std::to_string(learned.attachment.value) + " (" +
+                                          std::to_string(learned.addresses.size()) + " addresses)",
+                                      applied))
+      return refused;
+    std::function<void(const Learned&)> look;
+    {
+      const std::lock_guard lock(mutex_);
+      look = on_learn_;
     }
-    return addresses;
+    if (look) look(learned);
+    {
+      const std::lock_guard lock(mutex_);
+      learned_.push_back(std::move(learned));
+    }
+    note_change();
+    return 0;
+  }
+  // As the daemon's: the address that the connection came to is the server that was asked.
+  static Endpoint local_end(int fd) {
+    sockaddr_storage storage{};
+    socklen_t length = sizeof storage;
+    Endpoint end;
+    if (::getsockname(fd, reinterpret_cast<sockaddr*>(&storage), &length) != 0) return end;
+    if (storage.ss_family == AF_INET6) {
+      const auto& ip6 = reinterpret_cast<const sockaddr_in6&>(storage);
+      end.address.family = 6;
+      std::memcpy(end.address.bytes.data(), &ip6.sin6_addr, 16);
+      end.port = ntohs(ip6.sin6_port);
+    } else if (storage.ss_family == AF_INET) {
+      const auto& ip4 = reinterpret_cast<const sockaddr_in&>(storage);
+      std::memcpy(end.address.bytes.data(), &ip4.sin_addr, 4);
+      end.port = ntohs(ip4.sin_port);
+    }
+    return end;
   }
   static const sluice_resolver_services& resolver_table() {
     static const sluice_resolver_services table{
@@ -837,33 +1091,157 @@ class FakeHost {
             [](sluice_host* host, sluice_attachment id, const sluice_address* raw,
                std::size_t count, std::uint64_t ttl, std::uint64_t grace, std::uint32_t rule,
                sluice_applied* applied) {
-              auto& me = of(host);
-              if (const int refused = me.admit(
-                      "learn", std::to_string(id) + " (" + std::to_string(count) + " addresses)",
-                      applied))
-                return refused;
-              me.learned_.push_back({{id},
-                                     addresses_of(raw, count),
+              return of(host).learn("learn",
+                                    {{id},
+                                     detail::addresses_of(raw, count),
                                      std::chrono::nanoseconds(ttl),
                                      std::chrono::nanoseconds(grace),
-                                     rule});
-              return 0;
+                                     rule,
+                                     {}},
+                                    applied);
             },
         .revoke =
             [](sluice_host* host, sluice_attachment id, const sluice_address* raw,
                std::size_t count) {
               auto& me = of(host);
-              if (const int refused = me.admit(
+              if (const int refused = me.admit_any(
                       "revoke", std::to_string(id) + " (" + std::to_string(count) + " addresses)"))
                 return refused;
-              const auto gone = addresses_of(raw, count);
-              for (auto& learned : me.learned_)
-                if (learned.attachment == AttachmentId{id})
-                  std::erase_if(learned.addresses, [&](const Address& address) {
-                    return std::find(gone.begin(), gone.end(), address) != gone.end();
-                  });
+              const auto gone = detail::addresses_of(raw, count);
+              {
+                const std::lock_guard lock(me.mutex_);
+                for (auto& learned : me.learned_)
+                  if (learned.attachment == AttachmentId{id})
+                    std::erase_if(learned.addresses, [&](const Address& address) {
+                      return std::find(gone.begin(), gone.end(), address) != gone.end();
+                    });
+              }
+              me.note_change();
+              return 0;
+            },
+        .serve =
+            [](sluice_host* host, const sluice_listener* listeners, std::size_t count) {
+              auto& me = of(host);
+              if (const int refused = me.admit("serve", "(" + std::to_string(count) + " sockets)"))
+                return refused;
+              me.served_.clear();
+              for (std::size_t i = 0; i < count; ++i)
+                me.served_.push_back(detail::element(listeners, i)->fd);
+              return 0;
+            },
+        .asker_of_mark =
+            [](sluice_host* host, std::uint32_t mark, sluice_attachment* id) {
+              auto& me = of(host);
+              if (me.closed_) return -ESHUTDOWN;
+              const std::lock_guard lock(me.mutex_);
+              const auto at = me.marks_.find(mark);
+              if (at == me.marks_.end()) return -ENOENT;
+              *id = at->second.value;
+              return 0;
+            },
+        .asker_of_stream =
+            [](sluice_host* host, int accepted, sluice_attachment* id, sluice_endpoint* asked) {
+              auto& me = of(host);
+              if (me.closed_) return -ESHUTDOWN;
+              const std::lock_guard lock(me.mutex_);
+              if (!me.stream_asker_) return -ENOENT;
+              *id = me.stream_asker_.value;
+              const auto end = me.stream_asked_ ? *me.stream_asked_ : local_end(accepted);
+              *asked = {};
+              asked->family = end.address.family;
+              asked->port = end.port;
+              std::memcpy(asked->address, end.address.bytes.data(), sizeof asked->address);
+              return 0;
+            },
+        .learn_decided =
+            [](sluice_host* host, sluice_attachment id, const sluice_address* raw,
+               std::size_t count, std::uint64_t ttl, std::uint64_t grace,
+               const sluice_port_range* ports, std::size_t port_count, sluice_applied* applied) {
+              return of(host).learn("learn_decided",
+                                    {{id},
+                                     detail::addresses_of(raw, count),
+                                     std::chrono::nanoseconds(ttl),
+                                     std::chrono::nanoseconds(grace),
+                                     SLUICE_NO_RULE,
+                                     detail::ports_of(ports, port_count)},
+                                    applied);
+            },
+        .ask =
+            [](sluice_host* host, const sluice_query* raw, std::uint64_t deadline) {
+              auto& me = of(host);
+              auto query = detail::query_of(raw);
+              if (const int refused = me.admit_any("ask", query.name)) return refused;
+              {
+                const std::lock_guard lock(me.mutex_);
+                if (!me.has_decider_) return -ENOENT;
+                me.asked_.push_back({std::move(query), Time(std::chrono::nanoseconds(deadline))});
+              }
+              me.note_change();
+              return 0;
+            },
+        .pushed =
+            [](sluice_host* host, std::uint64_t push_id, int result, sluice_string message) {
+              auto& me = of(host);
+              if (const int refused = me.admit_any("pushed", std::to_string(push_id)))
+                return refused;
+              {
+                const std::lock_guard lock(me.mutex_);
+                if (me.waiting_pushes_.erase(push_id) == 0) return -ENOENT;
+                me.push_results_[push_id] = {-result, detail::copy(message)};
+              }
+              me.note_change();
+              return 0;
+            },
+        .report =
+            [](sluice_host* host, const sluice_query_report* raw, std::size_t count) {
+              auto& me = of(host);
+              if (me.closed_) return -ESHUTDOWN;
+              const detail::Reports reports(raw, count);
+              {
+                const std::lock_guard lock(me.mutex_);
+                for (const auto& report : reports.get()) me.reports_.emplace_back(report);
+              }
+              me.note_change();
               return 0;
             }};
+    return table;
+  }
+
+  static const sluice_decider_services& decider_table() {
+    static const sluice_decider_services table{
+        .size = sizeof(sluice_decider_services),
+        .decided = [](sluice_host* host, std::uint64_t query_id, const sluice_decision_made* raw) {
+          auto& me = of(host);
+          if (const int refused = me.admit_any("decided", std::to_string(query_id))) return refused;
+          {
+            const std::lock_guard lock(me.mutex_);
+            if (me.undecided_.erase(query_id) == 0) return -ENOENT;
+            me.decisions_[query_id] = detail::decision_of(raw);
+          }
+          me.note_change();
+          return 0;
+        }};
+    return table;
+  }
+
+  static const sluice_answer_source_services& answer_source_table() {
+    static const sluice_answer_source_services table{
+        .size = sizeof(sluice_answer_source_services),
+        .push_answer = [](sluice_host* host, const sluice_answer* raw, std::uint64_t deadline,
+                          sluice_applied* applied) {
+          auto& me = of(host);
+          auto answer = detail::answer_of(raw);
+          if (const int refused = me.admit("push_answer", answer.name, applied)) return refused;
+          if (!me.known_.contains(answer.attachment.value)) {
+            refuse_with(applied,
+                        "attachment " + std::to_string(answer.attachment.value) + " does not exist",
+                        UINT32_MAX);
+            return -ENOENT;
+          }
+          me.pushed_answers_.push_back(
+              {std::move(answer), Time(std::chrono::nanoseconds(deadline))});
+          return 0;
+        }};
     return table;
   }
 
@@ -912,14 +1290,13 @@ class FakeHost {
 
   std::map<std::uint64_t, std::int64_t> timers_;
   std::map<int, std::uint32_t> fds_;
-  std::map<std::string, Refusal> refusals_;
   std::map<AttachmentId, Attached> attached_;
   std::map<std::uint64_t, AttachmentInfo> known_;
   std::map<AttachmentId, Layer> layers_;
   std::map<AttachmentId, std::uint64_t> generations_;
   std::map<AttachmentId, Counters> counters_;
-  std::vector<Learned> learned_;
-  std::vector<std::string> calls_;
+  std::vector<int> served_;
+  std::vector<PushedAnswer> pushed_answers_;
   std::uint64_t last_id_ = 0;
 
   mutable std::mutex mutex_;  // over what [any] services touch
@@ -927,6 +1304,23 @@ class FakeHost {
   std::deque<std::uint64_t> tokens_;
   std::vector<Line> lines_;
   std::optional<std::string> failure_;
+  std::uint64_t changes_ = 0;
+  std::map<std::string, Refusal> refusals_;
+  std::vector<std::string> calls_;
+  std::vector<Learned> learned_;
+  std::function<void(const Learned&)> on_learn_;
+  std::map<std::uint32_t, AttachmentId> marks_;
+  AttachmentId stream_asker_;
+  std::optional<Endpoint> stream_asked_;
+  bool has_decider_ = true;
+  std::vector<Asked> asked_;
+  std::vector<Reported> reports_;
+  std::uint64_t last_push_ = 0;
+  std::set<std::uint64_t> waiting_pushes_;
+  std::map<std::uint64_t, PushResult> push_results_;
+  std::set<std::uint64_t> undecided_;
+  std::map<std::uint64_t, Decision> decisions_;
+  std::map<std::string, int> kept_fds_;
 };
 
 }  // namespace sluice::sdk

@@ -88,6 +88,27 @@ class Plugin {
   void unwatch(int fd) { detail::require(services_.fd_unwatch(host_, fd), "fd_unwatch"); }
   // [any] on_wake(token) follows on the strand. False: the instance has stopped.
   bool wake(std::uint64_t token = 0) const noexcept { return services_.wake(host_, token) >= 0; }
+  // [strand] Leaves a duplicate of `fd` with the service manager, so that it outlives the daemon.
+  // `name`: 1 to 64 of [a-zA-Z0-9._-]. False: no service manager keeps descriptors here.
+  bool keep_fd(std::string_view name, int fd) {
+    const int result = detail::known(services_.keep_fd)(host_, detail::abi(name), fd);
+    if (result == -ENOTSUP) return false;
+    detail::require(result, "keep_fd");
+    return true;
+  }
+  // [any] A new descriptor (the caller's, close-on-exec) of what was kept under that name, in this
+  // life or an earlier one.
+  [[nodiscard]] std::optional<int> kept_fd(std::string_view name) {
+    const int result = detail::known(services_.kept_fd)(host_, detail::abi(name));
+    if (result == -ENOENT || result == -ENOTSUP) return std::nullopt;
+    detail::require(result, "kept_fd");
+    return result;
+  }
+  // [strand] Forgets it, if there is one.
+  void drop_fd(std::string_view name) {
+    const int result = detail::known(services_.drop_fd)(host_, detail::abi(name));
+    if (result != -ENOENT && result != -ENOTSUP) detail::require(result, "drop_fd");
+  }
   // [any] This instance cannot go on: it is stopped, the reason is shown, and it is restarted with
   // backoff.
   void failed(std::string_view reason) const noexcept {

@@ -14,7 +14,9 @@
  *     terminated.
  *   - [strand]: called only on the plugin's own thread, one call at a time, in order; [any]: from any thread;
  *     [loader]: on the host's loading thread, before the strand exists.
- *   - All times are CLOCK_BOOTTIME nanoseconds. Addresses are 16 bytes in network byte order, IPv4 in the first four.
+ *   - All times are CLOCK_BOOTTIME nanoseconds; a deadline is such a time, a ttl or a delay a length. Addresses are 16
+ *     bytes in network byte order, IPv4 in the first four.
+ *   - What a minor later than 0 brought says so: "since 1.1".
  */
 #ifndef SLUICE_PLUGIN_ABI_H
 #define SLUICE_PLUGIN_ABI_H
@@ -27,7 +29,7 @@ extern "C" {
 #endif
 
 #define SLUICE_ABI_MAJOR 1
-#define SLUICE_ABI_MINOR 0
+#define SLUICE_ABI_MINOR 1
 #define SLUICE_PLUGIN_ENTRY "sluice_plugin_v1" /* the one exported symbol: const struct sluice_plugin *(*)(void) */
 
 /* An ELF note carries the version so that it is read before dlopen and a wrong plugin's constructors never run.
@@ -51,6 +53,8 @@ struct sluice_string {
 #define SLUICE_ROLE_POLICY_SOURCE (1u << 1) /* decides their policy */
 #define SLUICE_ROLE_RESOLVER (1u << 2)      /* turns domain rules into learned addresses */
 #define SLUICE_ROLE_OBSERVER (1u << 3)      /* is told what happens */
+#define SLUICE_ROLE_DECIDER (1u << 4)       /* since 1.1: decides single DNS questions that no rule decides */
+#define SLUICE_ROLE_ANSWER_SOURCE (1u << 5) /* since 1.1: brings DNS answers that another server found */
 
 /* ---- options: declared as data, checked by the host before the plugin is created ------------------------------------ */
 
@@ -131,6 +135,9 @@ struct sluice_attachment_info {
   size_t label_count;
   struct sluice_string discovered_by; /* instance name of the discovery */
   struct sluice_string state;         /* "filtering", "adopted" */
+  /* since 1.1 */
+  uint32_t audit;      /* 1: what policy denies is counted and reported, and passes */
+  uint32_t redirected; /* 1: its port 53, whatever server it asks, ends in the sockets that its wire's resolver serves */
 };
 
 enum sluice_policy_mode {
@@ -148,8 +155,18 @@ struct sluice_port_range {
   uint16_t first, last; /* host order, inclusive */
 };
 
+/* since 1.1 */
+struct sluice_prefix {
+  uint8_t family; /* 4 or 6 */
+  uint8_t length; /* 0..32 or 0..128 */
+  uint8_t reserved[6];
+  uint8_t address[16]; /* host bits must be zero */
+};
+
 #define SLUICE_RULE_ALLOW 1
 #define SLUICE_RULE_DENY 2
+#define SLUICE_RULE_PUBLIC_SUFFIX (1u << 0) /* flags: the pattern may cover a public suffix ("*.com", ".co.uk") */
+#define SLUICE_NO_RULE UINT32_MAX           /* where the index of a domain rule is asked for, and none is meant */
 
 struct sluice_rule {
   uint32_t size;
@@ -163,6 +180,13 @@ struct sluice_rule {
   size_t port_count;         /* 0: every protocol and port */
   uint64_t expires;          /* CLOCK_BOOTTIME ns; 0: never */
   struct sluice_string name; /* for reports */
+  /* since 1.1; only with family 0 and SLUICE_RULE_ALLOW. */
+  const struct sluice_prefix *ranges; /* reserved ranges (private, loopback, link-local...) whose addresses this rule may grant; without, none */
+  size_t range_count;
+  const uint16_t *types; /* RR types that this rule lets through beside A, AAAA, HTTPS and SVCB */
+  size_t type_count;
+  uint32_t flags; /* SLUICE_RULE_PUBLIC_SUFFIX */
+  uint32_t reserved2;
 };
 
 struct sluice_layer {
@@ -187,6 +211,107 @@ struct sluice_address {
   uint8_t family; /* 4 or 6 */
   uint8_t reserved[7];
   uint8_t bytes[16];
+};
+
+/* ---- names (since 1.1) ---- */
+
+/* One end of a connection. */
+struct sluice_endpoint {
+  uint8_t family; /* 4 or 6 */
+  uint8_t reserved;
+  uint16_t port; /* host order */
+  uint8_t reserved2[4];
+  uint8_t address[16];
+};
+
+struct sluice_listener {
+  uint32_t size;
+  int32_t fd;
+};
+
+/* One question of one attachment. */
+struct sluice_query {
+  uint32_t size;
+  uint16_t type; /* RR type */
+  uint16_t reserved;
+  uint64_t id; /* in ask(): the asker's own, not in use; in decide(): the host's own, to be repeated in decided() */
+  sluice_attachment attachment;
+  struct sluice_string name; /* presentation form: lower-case ASCII, dots between labels, none at the end, \DDD and \. escapes; the root is "." */
+};
+
+enum sluice_decision_action {
+  SLUICE_DECISION_NONE = 0, /* no opinion: to the asker a refusal, as is a deadline that passed */
+  SLUICE_DECISION_ALLOW = 1,
+  SLUICE_DECISION_DENY = 2,
+};
+
+/* What a decider says of one query. */
+struct sluice_decision_made {
+  uint32_t size;
+  uint32_t action;                       /* enum sluice_decision_action */
+  uint64_t ttl_ns;                       /* may stand this long for the same attachment, name and type; 0: for this query only */
+  const struct sluice_port_range *ports; /* allow: what the addresses are opened for */
+  size_t port_count;                     /* 0: every protocol and port */
+  const struct sluice_address *addresses; /* allow: answer with these and ask no upstream. Subject to the same checks as an upstream's */
+  size_t address_count;
+  uint64_t address_ttl_ns;            /* TTL of `addresses`; rounded down to seconds, raised to the resolver's least */
+  const struct sluice_prefix *ranges; /* allow: as sluice_rule.ranges */
+  size_t range_count;
+  struct sluice_string reason; /* for reports and, in its first 200 bytes, for whoever asked */
+};
+
+struct sluice_answer_address {
+  uint8_t family; /* 4 or 6 */
+  uint8_t reserved[3];
+  uint32_t ttl; /* seconds, as the record had it */
+  uint8_t bytes[16];
+};
+
+/* An answer that another DNS server found for a question of an attachment and will give once it may. */
+struct sluice_answer {
+  uint32_t size;
+  uint32_t reserved;
+  sluice_attachment attachment;
+  struct sluice_string name;         /* as asked; form as in sluice_query */
+  const struct sluice_string *chain; /* the CNAME and DNAME targets in order, from the one that `name` points to */
+  size_t chain_count;
+  const struct sluice_answer_address *addresses; /* of the last name of the chain */
+  size_t address_count;
+};
+
+enum sluice_query_verdict {
+  SLUICE_QUERY_ALLOWED = 1,  /* by a rule, a decision or the mode; answered, also where the answer is "there is no such name" */
+  SLUICE_QUERY_DENIED = 2,   /* by a rule, a decision or the mode */
+  SLUICE_QUERY_FILTERED = 3, /* the name is allowed, the type or every address of the answer is not */
+  SLUICE_QUERY_FAILED = 4,   /* no upstream, no decision in time, or the kernel did not take the addresses */
+  SLUICE_QUERY_LIMITED = 5,  /* over a budget of the attachment */
+  SLUICE_QUERY_INVALID = 6,  /* not a question that is served: FORMERR, NOTIMP, BADVERS */
+};
+#define SLUICE_QUERY_CACHED (1u << 0)  /* flags: no upstream was asked for it */
+#define SLUICE_QUERY_AUDITED (1u << 1) /* would have been refused, and was answered because of audit */
+#define SLUICE_QUERY_DECIDED (1u << 2) /* a decider decided, not a rule */
+#define SLUICE_QUERY_PUSHED (1u << 3)  /* the answer came from an answer source */
+#define SLUICE_QUERY_STREAM (1u << 4)  /* asked over TCP */
+#define SLUICE_NO_EXTENDED_ERROR UINT16_MAX
+
+/* What became of one query. Made on the path of each: nothing in it needs formatting, unknown strings stay empty. */
+struct sluice_query_report {
+  uint32_t size;
+  uint16_t type;          /* RR type */
+  uint16_t response_code; /* 12 bits */
+  sluice_attachment attachment;
+  uint64_t time;             /* when it was answered or dropped */
+  struct sluice_string name; /* as in sluice_query: whoever asked chose every byte of it */
+  uint8_t verdict;           /* enum sluice_query_verdict */
+  uint8_t flags;             /* SLUICE_QUERY_... */
+  uint16_t extended_error;   /* INFO-CODE of RFC 8914, or SLUICE_NO_EXTENDED_ERROR */
+  uint32_t count;            /* identical queries it stands for (merged, dropped in a row); 0 is read as 1 */
+  struct sluice_string rule; /* pattern of the rule that decided */
+  struct sluice_string reason;   /* why not, for people */
+  struct sluice_string upstream; /* "192.0.2.53:53"; empty: none was asked */
+  const struct sluice_address *addresses; /* those given in the answer */
+  size_t address_count;
+  uint64_t decision_ns, upstream_ns, push_ns; /* how long each took; 0: was not needed */
 };
 
 struct sluice_counters_info {
@@ -238,6 +363,15 @@ struct sluice_common_services {
   int (*wake)(struct sluice_host *, uint64_t token);
   /* [any] The instance cannot go on: it is stopped, its reason is shown, it is restarted with backoff. */
   void (*failed)(struct sluice_host *, struct sluice_string reason);
+  /* since 1.1 */
+  /* [strand] Leaves a duplicate of `fd` with the service manager, so that it outlives the daemon's death and restart. A name
+     in use is replaced. `name`: 1 to 64 bytes of [a-zA-Z0-9._-]; instances do not see each other's. -ENOTSUP: there is no service
+     manager that keeps descriptors. */
+  int (*keep_fd)(struct sluice_host *, struct sluice_string name, int fd);
+  /* [any] A new descriptor (close-on-exec, the caller's) of what was kept under that name, in this life or an earlier one; -ENOENT: nothing. */
+  int (*kept_fd)(struct sluice_host *, struct sluice_string name);
+  /* [strand] Forgets it. -ENOENT: nothing was kept under that name. */
+  int (*drop_fd)(struct sluice_host *, struct sluice_string name);
 };
 
 struct sluice_discovery_services {
@@ -272,12 +406,38 @@ struct sluice_policy_services {
 
 struct sluice_resolver_services {
   uint32_t size;
-  /* [strand] Returns when the addresses are in the kernel; all or nothing. `ttl_ns`: how long new connections may use them;
-     `grace_ns`: how much longer live ones may. `rule` names the domain rule (index as given by domain_rules). */
+  /* [any], before 1.1 [strand]. Returns when the addresses are in the kernel; all or nothing. `ttl_ns`: how long new
+     connections may use them; `grace_ns`: how much longer live ones may. `rule` names the domain rule (index as given by
+     domain_rules). -ESTALE: it names none, or one that has ended: judge again by the list that came last. -EACCES: an explicit rule or
+     the floor denies an address. -ENOSPC: no room. */
   int (*learn)(struct sluice_host *, sluice_attachment, const struct sluice_address *, size_t count, uint64_t ttl_ns,
                uint64_t grace_ns, uint32_t rule, struct sluice_applied *);
-  /* [strand] */
+  /* [any], before 1.1 [strand]. */
   int (*revoke)(struct sluice_host *, sluice_attachment, const struct sluice_address *, size_t count);
+  /* since 1.1 */
+  /* [strand] The sockets that take port 53 of every attachment whose wire names this instance; replaces the former set, an empty
+     one ends the redirection. UDP sockets and TCP listeners: bound, IP_TRANSPARENT or IPV6_TRANSPARENT, one of each {family,
+     protocol} per worker. The descriptors stay the plugin's: serve() without one before closing it. Redirection survives the plugin: what
+     is sent to sockets that are gone is dropped. */
+  int (*serve)(struct sluice_host *, const struct sluice_listener *, size_t count);
+  /* [any] Whose datagram carries this mark (SO_MARK of the packet, by SO_RCVMARK). Cheap: for each query. -ENOENT: nobody's;
+     the query must be dropped, no other sign of its origin can be trusted. */
+  int (*asker_of_mark)(struct sluice_host *, uint32_t mark, sluice_attachment *);
+  /* [any] Who is at the other end of a connection accepted on a listener, and which server it thinks it talks to. -ENOENT: nobody
+     known; close it. */
+  int (*asker_of_stream)(struct sluice_host *, int accepted_fd, sluice_attachment *, struct sluice_endpoint *asked);
+  /* [any] As learn(), for a name that a decider allowed and no rule names: the caller says the ports (`port_count` 0: all). */
+  int (*learn_decided)(struct sluice_host *, sluice_attachment, const struct sluice_address *, size_t count, uint64_t ttl_ns,
+                       uint64_t grace_ns, const struct sluice_port_range *, size_t port_count, struct sluice_applied *);
+  /* [any] Puts the query to the decider of the attachment's wire. 0: exactly one event `decided` follows, by `deadline` at the
+     latest. -ENOENT: the wire has no decider, or there is no such attachment. -EHOSTDOWN: it has one that does not run. -EBUSY: too
+     many are undecided. In none of these does an event follow. */
+  int (*ask)(struct sluice_host *, const struct sluice_query *, uint64_t deadline);
+  /* [any] Answers the event answer_pushed: 0 once the addresses are in the kernel, else a negative errno and text for people.
+     -ENOENT: nobody waits for it any more. */
+  int (*pushed)(struct sluice_host *, uint64_t push_id, int result, struct sluice_string message);
+  /* [any] Tells observers. Never waits; what finds no room with an observer is dropped and counted there. Cheap where nobody observes. */
+  int (*report)(struct sluice_host *, const struct sluice_query_report *, size_t count);
 };
 
 struct sluice_observer_services {
@@ -286,6 +446,23 @@ struct sluice_observer_services {
   int (*counters)(struct sluice_host *, sluice_attachment, struct sluice_counters_info *);
   /* [strand] Calls `each` for every attachment before it returns. */
   int (*list)(struct sluice_host *, void (*each)(void *context, const struct sluice_attachment_info *), void *context);
+};
+
+/* since 1.1 */
+struct sluice_decider_services {
+  uint32_t size;
+  /* [any] Answers the event decide. The first answer counts. -ENOENT: there is no such query, or it was for another, or its
+     deadline has passed. */
+  int (*decided)(struct sluice_host *, uint64_t query_id, const struct sluice_decision_made *);
+};
+
+/* since 1.1 */
+struct sluice_answer_source_services {
+  uint32_t size;
+  /* [strand] Returns when the resolver of the attachment's wire has judged the answer and its addresses are in the kernel: give it to
+     the guest then and only then. -ENOENT: no such attachment under a wire that names this source, or no resolver there.
+     -EHOSTDOWN: the resolver does not run. -ETIMEDOUT: it has not answered by `deadline`. Else what the resolver refused with. */
+  int (*push_answer)(struct sluice_host *, const struct sluice_answer *, uint64_t deadline, struct sluice_applied *);
 };
 
 /* Given to create(). Tables of roles the plugin does not hold are null. The tables live until destroy() has returned; the
@@ -300,13 +477,16 @@ struct sluice_services {
   const struct sluice_policy_services *policy;
   const struct sluice_resolver_services *resolver;
   const struct sluice_observer_services *observer;
+  /* since 1.1 */
+  const struct sluice_decider_services *decider;
+  const struct sluice_answer_source_services *answer_source;
 };
 
 /* ---- what a plugin offers -------------------------------------------------------------------------------------------- */
 
 /* Functions that a plugin does not need may be null, except create, start, stop and destroy. A function that fails returns a
    negative errno and writes up to `capacity` bytes of text, terminated, into `message`. An event (on_..., attachment_...,
-   domain_rules, denials, plugin_state) that returns a negative errno fails the instance, as failed() does. */
+   domain_rules, denials, plugin_state, decided, answer_pushed, queries, decide) that returns a negative errno fails the instance, as failed() does. */
 struct sluice_plugin {
   uint32_t size;
   uint32_t abi_minor; /* the plugin's */
@@ -332,7 +512,7 @@ struct sluice_plugin {
   /* [strand] Events were dropped because the mailbox was full: forget what you know, list again. */
   int (*on_resync)(void *self);
 
-  /* [strand] Policy sources, resolvers and observers. `info` includes labels. A policy source answers `added` by speaking for it (or
+  /* [strand] All roles but discovery; observers hear of every attachment. `info` includes labels. A policy source answers `added` by speaking for it (or
      by staying silent); the attachment's wiring names this instance, or the call would not come. */
   int (*attachment_added)(void *self, const struct sluice_attachment_info *info);
   int (*attachment_changed)(void *self, const struct sluice_attachment_info *info);
@@ -349,6 +529,18 @@ struct sluice_plugin {
   int (*reconfigure)(void *self, const struct sluice_config *, char *message, size_t capacity);
   /* [loader] --check: look at files the options name and report each error as "file:line:column: text" through `report`. */
   int (*check)(void *self, void (*report)(void *context, struct sluice_string error), void *context);
+
+  /* since 1.1 */
+  /* [strand] Resolvers: what became of an ask(). `query_id` is the one it gave. Action NONE with a reason where the deadline passed or
+     the decider went. */
+  int (*decided)(void *self, uint64_t query_id, const struct sluice_decision_made *);
+  /* [strand] Resolvers: judge this answer as if an upstream had given it, learn its addresses, then call pushed(push_id). Not to
+     be waited for: return, and answer when it is done. */
+  int (*answer_pushed)(void *self, uint64_t push_id, const struct sluice_answer *);
+  /* [strand] Observers. */
+  int (*queries)(void *self, const struct sluice_query_report *, size_t count);
+  /* [strand] Deciders: say what you think through decided(), now or later, from any thread. */
+  int (*decide)(void *self, const struct sluice_query *);
 };
 
 typedef const struct sluice_plugin *(*sluice_plugin_entry)(void);

@@ -3,10 +3,11 @@
 // the plugin, its other functions are the services that only this role has. Derive from several to
 // hold several.
 //
-// Threads: everything here is [strand] - called on the plugin's own thread, one call at a time; the
-// services too. They are synchronous: when one returns, the kernel has it. When the host refuses,
-// they throw Error and nothing changed. After stop, or in quarantine, they throw Error(ESHUTDOWN);
-// from another thread Error(EPERM): hand the work to the strand with Plugin::wake().
+// Threads: what is not marked [any] is [strand] - called on the plugin's own thread, one call at a
+// time; the services too. They are synchronous: when one returns, the kernel has it. When the host
+// refuses, they throw Error and nothing changed. After stop, or in quarantine, they throw
+// Error(ESHUTDOWN); from another thread Error(EPERM): hand the work to the strand with
+// Plugin::wake().
 #pragma once
 
 #include <sluice/options.hpp>
@@ -46,6 +47,15 @@ T services_of(const T* table) {
   if (table == nullptr)
     throw Error(EPROTO, "the host gave no services for a role that the plugin declares");
   return known_part(table);
+}
+
+// A function of a table that a host of an earlier minor leaves null.
+template <typename Function>
+Function known(Function function) {
+  if (function == nullptr)
+    throw Error(ENOSYS, "this host's plugin ABI is older than 1." +
+                            std::to_string(SLUICE_ABI_MINOR) + "; it has no such service");
+  return function;
 }
 
 inline void require(int result, const char* call) {
@@ -105,13 +115,33 @@ inline sluice_target raw_target(const Target& target) {
   return raw;
 }
 
+inline sluice_prefix raw_prefix(const Prefix& prefix) {
+  sluice_prefix raw{};
+  raw.family = prefix.address.family;
+  raw.length = prefix.length;
+  std::memcpy(raw.address, prefix.address.bytes.data(), sizeof raw.address);
+  return raw;
+}
+inline std::vector<sluice_port_range> raw_ports(std::span<const PortRange> ports) {
+  std::vector<sluice_port_range> raw;
+  raw.reserve(ports.size());
+  for (const auto& range : ports)
+    raw.push_back(
+        {range.protocol, static_cast<std::uint8_t>(range.any_port), range.first, range.last});
+  return raw;
+}
+
 // Borrows from the rules it is made of.
 class RawRules {
  public:
   explicit RawRules(std::span<const Rule> rules) {
-    std::size_t port_count = 0;
-    for (const auto& rule : rules) port_count += rule.ports.size();
+    std::size_t port_count = 0, range_count = 0;
+    for (const auto& rule : rules) {
+      port_count += rule.ports.size();
+      range_count += rule.ranges.size();
+    }
     ports_.reserve(port_count);
+    ranges_.reserve(range_count);
     raw_.reserve(rules.size());
     for (const auto& rule : rules) add(rule);
   }
@@ -144,10 +174,18 @@ class RawRules {
     // Zero says "never" on the boundary; a rule that ended at the epoch must not become eternal.
     if (rule.expires && raw.expires == 0) raw.expires = 1;
     raw.name = abi(rule.name);
+    raw.ranges = ranges_.data() + ranges_.size();
+    raw.range_count = rule.ranges.size();
+    for (const auto& range : rule.ranges) ranges_.push_back(raw_prefix(range));
+    raw.types = rule.types.data();
+    raw.type_count = rule.types.size();
+    raw.flags = rule.public_suffix ? SLUICE_RULE_PUBLIC_SUFFIX : 0u;
     raw_.push_back(raw);
   }
 
-  std::vector<sluice_port_range> ports_;  // reserved whole first: the rules point into it
+  // Reserved whole first: the rules point into them.
+  std::vector<sluice_port_range> ports_;
+  std::vector<sluice_prefix> ranges_;
   std::vector<sluice_rule> raw_;
 };
 
@@ -184,6 +222,125 @@ inline std::vector<sluice_address> raw_addresses(std::span<const Address> addres
   return raw;
 }
 
+inline std::uint64_t nonnegative(std::chrono::nanoseconds value) {
+  return value.count() < 0 ? 0 : static_cast<std::uint64_t>(value.count());
+}
+inline std::uint64_t raw_time(Time time) {
+  return nonnegative(time.time_since_epoch());
+}
+
+inline sluice_query raw_query(const Query& query) {
+  sluice_query raw{};
+  raw.size = sizeof raw;
+  raw.type = query.type;
+  raw.id = query.id;
+  raw.attachment = query.attachment.value;
+  raw.name = abi(query.name);
+  return raw;
+}
+
+class RawDecision {
+ public:
+  explicit RawDecision(const Decision& decision)
+      : ports_(raw_ports(decision.ports)), addresses_(raw_addresses(decision.addresses)) {
+    for (const auto& range : decision.ranges) ranges_.push_back(raw_prefix(range));
+    raw_.size = sizeof raw_;
+    raw_.action = static_cast<std::uint32_t>(decision.action);
+    raw_.ttl_ns = nonnegative(decision.ttl);
+    raw_.ports = ports_.data();
+    raw_.port_count = ports_.size();
+    raw_.addresses = addresses_.data();
+    raw_.address_count = addresses_.size();
+    raw_.address_ttl_ns = nonnegative(decision.address_ttl);
+    raw_.ranges = ranges_.data();
+    raw_.range_count = ranges_.size();
+    raw_.reason = abi(decision.reason);
+  }
+  RawDecision(const RawDecision&) = delete;
+  RawDecision& operator=(const RawDecision&) = delete;
+  [[nodiscard]] const sluice_decision_made* get() const { return &raw_; }
+
+ private:
+  std::vector<sluice_port_range> ports_;
+  std::vector<sluice_address> addresses_;
+  std::vector<sluice_prefix> ranges_;
+  sluice_decision_made raw_{};
+};
+
+class RawAnswer {
+ public:
+  explicit RawAnswer(const Answer& answer) {
+    for (const auto& name : answer.chain) chain_.push_back(abi(name));
+    for (const auto& record : answer.addresses) {
+      auto& raw = addresses_.emplace_back();
+      raw.family = record.address.family;
+      raw.ttl = record.ttl;
+      std::memcpy(raw.bytes, record.address.bytes.data(), sizeof raw.bytes);
+    }
+    raw_.size = sizeof raw_;
+    raw_.attachment = answer.attachment.value;
+    raw_.name = abi(answer.name);
+    raw_.chain = chain_.data();
+    raw_.chain_count = chain_.size();
+    raw_.addresses = addresses_.data();
+    raw_.address_count = addresses_.size();
+  }
+  RawAnswer(const RawAnswer&) = delete;
+  RawAnswer& operator=(const RawAnswer&) = delete;
+  [[nodiscard]] const sluice_answer* get() const { return &raw_; }
+
+ private:
+  std::vector<sluice_string> chain_;
+  std::vector<sluice_answer_address> addresses_;
+  sluice_answer raw_{};
+};
+
+class RawReports {
+ public:
+  explicit RawReports(std::span<const QueryReport> reports) {
+    std::size_t address_count = 0;
+    for (const auto& report : reports) address_count += report.addresses.size();
+    addresses_.reserve(address_count);
+    raw_.reserve(reports.size());
+    for (const auto& report : reports) add(report);
+  }
+  [[nodiscard]] const sluice_query_report* data() const { return raw_.data(); }
+  [[nodiscard]] std::size_t size() const { return raw_.size(); }
+
+ private:
+  void add(const QueryReport& report) {
+    auto& raw = raw_.emplace_back();
+    raw.size = sizeof raw;
+    raw.type = report.type;
+    raw.response_code = report.response_code;
+    raw.attachment = report.attachment.value;
+    raw.time = raw_time(report.time);
+    raw.name = abi(report.name);
+    raw.verdict = static_cast<std::uint8_t>(report.verdict);
+    raw.flags = static_cast<std::uint8_t>(
+        (report.cached ? SLUICE_QUERY_CACHED : 0u) | (report.audited ? SLUICE_QUERY_AUDITED : 0u) |
+        (report.decided ? SLUICE_QUERY_DECIDED : 0u) | (report.pushed ? SLUICE_QUERY_PUSHED : 0u) |
+        (report.stream ? SLUICE_QUERY_STREAM : 0u));
+    raw.extended_error = report.extended_error.value_or(SLUICE_NO_EXTENDED_ERROR);
+    raw.count = report.count;
+    raw.rule = abi(report.rule);
+    raw.reason = abi(report.reason);
+    raw.upstream = abi(report.upstream);
+    raw.addresses = addresses_.data() + addresses_.size();
+    raw.address_count = report.addresses.size();
+    for (const auto& address : report.addresses) {
+      auto& copied = addresses_.emplace_back();
+      copied.family = address.family;
+      std::memcpy(copied.bytes, address.bytes.data(), sizeof copied.bytes);
+    }
+    raw.decision_ns = nonnegative(report.decision_time);
+    raw.upstream_ns = nonnegative(report.upstream_time);
+    raw.push_ns = nonnegative(report.push_time);
+  }
+  std::vector<sluice_address> addresses_;  // reserved whole first: the reports point into it
+  std::vector<sluice_query_report> raw_;
+};
+
 // ---- ABI structs as C++ values
 // ---------------------------------------------------------------------------------------
 
@@ -211,7 +368,36 @@ inline AttachmentInfo info_of(const sluice_attachment_info* writers) {
           .target = target_of(raw.target),
           .labels = labels_of(raw.labels, raw.label_count),
           .discovered_by = copy(raw.discovered_by),
-          .state = copy(raw.state)};
+          .state = copy(raw.state),
+          .audit = raw.audit != 0,
+          .redirected = raw.redirected != 0};
+}
+
+inline Prefix prefix_of(const sluice_prefix& raw) {
+  Prefix prefix{.address = {.family = raw.family}, .length = raw.length};
+  std::memcpy(prefix.address.bytes.data(), raw.address, sizeof raw.address);
+  return prefix;
+}
+inline std::vector<Prefix> prefixes_of(const sluice_prefix* raw, std::size_t count) {
+  std::vector<Prefix> prefixes;
+  prefixes.reserve(count);
+  for (std::size_t i = 0; i < count; ++i) prefixes.push_back(prefix_of(raw[i]));
+  return prefixes;
+}
+inline std::vector<PortRange> ports_of(const sluice_port_range* raw, std::size_t count) {
+  std::vector<PortRange> ports;
+  ports.reserve(count);
+  for (std::size_t i = 0; i < count; ++i)
+    ports.push_back({raw[i].protocol, raw[i].any_port != 0, raw[i].first, raw[i].last});
+  return ports;
+}
+inline std::vector<Address> addresses_of(const sluice_address* raw, std::size_t count) {
+  std::vector<Address> addresses(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    addresses[i].family = raw[i].family;
+    std::memcpy(addresses[i].bytes.data(), raw[i].bytes, sizeof raw[i].bytes);
+  }
+  return addresses;
 }
 
 inline Rule rule_of(const sluice_rule* writers) {
@@ -223,9 +409,10 @@ inline Rule rule_of(const sluice_rule* writers) {
     rule.prefix = Prefix{.address = {.family = raw.family}, .length = raw.prefix_length};
     std::memcpy(rule.prefix->address.bytes.data(), raw.address, sizeof raw.address);
   }
-  for (std::size_t i = 0; i < raw.port_count; ++i)
-    rule.ports.push_back(
-        {raw.ports[i].protocol, raw.ports[i].any_port != 0, raw.ports[i].first, raw.ports[i].last});
+  rule.ports = ports_of(raw.ports, raw.port_count);
+  rule.ranges = prefixes_of(raw.ranges, raw.range_count);
+  if (raw.type_count > 0) rule.types.assign(raw.types, raw.types + raw.type_count);
+  rule.public_suffix = (raw.flags & SLUICE_RULE_PUBLIC_SUFFIX) != 0;
   if (raw.expires != 0) rule.expires = Time(std::chrono::nanoseconds(raw.expires));
   return rule;
 }
@@ -259,10 +446,88 @@ inline Denial denial_of(const sluice_denial* writers) {
   return denial;
 }
 
+inline Query query_of(const sluice_query* writers) {
+  const auto raw = known_part(writers);
+  return {.id = raw.id, .attachment = {raw.attachment}, .name = copy(raw.name), .type = raw.type};
+}
+
+inline Decision decision_of(const sluice_decision_made* writers) {
+  const auto raw = known_part(writers);
+  return {.action = static_cast<Decision::Action>(raw.action),
+          .ttl = std::chrono::nanoseconds(raw.ttl_ns),
+          .ports = ports_of(raw.ports, raw.port_count),
+          .addresses = addresses_of(raw.addresses, raw.address_count),
+          .address_ttl = std::chrono::nanoseconds(raw.address_ttl_ns),
+          .ranges = prefixes_of(raw.ranges, raw.range_count),
+          .reason = copy(raw.reason)};
+}
+
+inline Answer answer_of(const sluice_answer* writers) {
+  const auto raw = known_part(writers);
+  Answer answer{.attachment = {raw.attachment}, .name = copy(raw.name)};
+  for (std::size_t i = 0; i < raw.chain_count; ++i) answer.chain.push_back(copy(raw.chain[i]));
+  for (std::size_t i = 0; i < raw.address_count; ++i) {
+    auto& record = answer.addresses.emplace_back();
+    record.address.family = raw.addresses[i].family;
+    std::memcpy(record.address.bytes.data(), raw.addresses[i].bytes, sizeof raw.addresses[i].bytes);
+    record.ttl = raw.addresses[i].ttl;
+  }
+  return answer;
+}
+
+// Keeps the addresses that its reports show.
+class Reports {
+ public:
+  Reports(const sluice_query_report* first, std::size_t count) {
+    std::size_t address_count = 0;
+    for (std::size_t i = 0; i < count; ++i)
+      address_count += known_part(element(first, i)).address_count;
+    addresses_.reserve(address_count);
+    reports_.reserve(count);
+    for (std::size_t i = 0; i < count; ++i) add(known_part(element(first, i)));
+  }
+  Reports(const Reports&) = delete;
+  Reports& operator=(const Reports&) = delete;
+  [[nodiscard]] std::span<const QueryReport> get() const { return reports_; }
+
+ private:
+  void add(const sluice_query_report& raw) {
+    auto& report = reports_.emplace_back();
+    report.attachment = {raw.attachment};
+    report.time = Time(std::chrono::nanoseconds(raw.time));
+    report.name = view(raw.name);
+    report.type = raw.type;
+    report.verdict = static_cast<QueryVerdict>(raw.verdict);
+    report.cached = (raw.flags & SLUICE_QUERY_CACHED) != 0;
+    report.audited = (raw.flags & SLUICE_QUERY_AUDITED) != 0;
+    report.decided = (raw.flags & SLUICE_QUERY_DECIDED) != 0;
+    report.pushed = (raw.flags & SLUICE_QUERY_PUSHED) != 0;
+    report.stream = (raw.flags & SLUICE_QUERY_STREAM) != 0;
+    report.response_code = raw.response_code;
+    if (raw.extended_error != SLUICE_NO_EXTENDED_ERROR) report.extended_error = raw.extended_error;
+    report.count = raw.count == 0 ? 1 : raw.count;
+    report.rule = view(raw.rule);
+    report.reason = view(raw.reason);
+    report.upstream = view(raw.upstream);
+    const auto begin = addresses_.size();
+    for (std::size_t i = 0; i < raw.address_count; ++i) {
+      auto& address = addresses_.emplace_back();
+      address.family = raw.addresses[i].family;
+      std::memcpy(address.bytes.data(), raw.addresses[i].bytes, sizeof raw.addresses[i].bytes);
+    }
+    report.addresses = {addresses_.data() + begin, raw.address_count};
+    report.decision_time = std::chrono::nanoseconds(raw.decision_ns);
+    report.upstream_time = std::chrono::nanoseconds(raw.upstream_ns);
+    report.push_time = std::chrono::nanoseconds(raw.push_ns);
+  }
+  std::vector<Address> addresses_;  // reserved whole first
+  std::vector<QueryReport> reports_;
+};
+
 }  // namespace detail
 
-// What policy sources, resolvers and observers are told of attachments. A source or a resolver
-// hears only of those whose wiring names it; an observer of all.
+// What all roles but discovery are told of attachments. An observer hears of all, the others of
+// those whose wiring names them.
 class AttachmentEvents {
  public:
   virtual ~AttachmentEvents() = default;
@@ -370,43 +635,173 @@ class PolicySource : public virtual AttachmentEvents {
   sluice_policy_services services_ = detail::services_of(detail::bound_services().policy);
 };
 
-// Turns domain rules into addresses.
+// Turns domain rules into addresses. Its services marked [any] are for its worker threads.
 class Resolver : public virtual AttachmentEvents {
  public:
   // The domain rules of one attachment, united over its sources, whole, after each change.
   virtual void domain_rules(AttachmentId id, const std::vector<Rule>& rules) = 0;
+  // What became of an ask(), once for each. Action::none with a reason where the deadline passed or
+  // the decider went.
+  virtual void decided(std::uint64_t /*query_id*/, const Decision&) {}
+  // Another DNS server has this answer and waits: judge it as if an upstream had given it, learn
+  // its addresses, and call pushed(push_id), now or later, from any thread.
+  virtual void answer_pushed(std::uint64_t push_id, const Answer&) {
+    pushed(push_id, EOPNOTSUPP, "this resolver takes no answers from others");
+  }
 
-  // Returns when the addresses are in the kernel; all or nothing. `ttl`: how long new connections
-  // may use them; `grace`: how much longer live ones may. `rule`: index into what domain_rules()
-  // last brought for the attachment.
+  // [any] Returns when the addresses are in the kernel; all or nothing. `ttl`: how long new
+  // connections may use them; `grace`: how much longer live ones may. `rule`: index into what
+  // domain_rules() last brought for the attachment. Error ESTALE: it names none there, or one that
+  // has ended: judge again by the newest list. EACCES: an explicit rule or the floor denies one.
   void learn(AttachmentId id, std::span<const Address> addresses, std::chrono::nanoseconds ttl,
              std::chrono::nanoseconds grace, std::uint32_t rule) {
     const auto raw = detail::raw_addresses(addresses);
     auto applied = detail::empty_result();
-    detail::require(services_.learn(host_, id.value, raw.data(), raw.size(), nonnegative(ttl),
-                                    nonnegative(grace), rule, &applied),
-                    "learn", applied);
+    detail::require(
+        services_.learn(host_, id.value, raw.data(), raw.size(), detail::nonnegative(ttl),
+                        detail::nonnegative(grace), rule, &applied),
+        "learn", applied);
   }
+  // [any] The same for a name that a decider allowed. No `ports`: every protocol and port.
+  void learn_decided(AttachmentId id, std::span<const Address> addresses,
+                     std::chrono::nanoseconds ttl, std::chrono::nanoseconds grace,
+                     std::span<const PortRange> ports) {
+    const auto raw = detail::raw_addresses(addresses);
+    const auto raw_ports = detail::raw_ports(ports);
+    auto applied = detail::empty_result();
+    detail::require(detail::known(services_.learn_decided)(
+                        host_, id.value, raw.data(), raw.size(), detail::nonnegative(ttl),
+                        detail::nonnegative(grace), raw_ports.data(), raw_ports.size(), &applied),
+                    "learn_decided", applied);
+  }
+  // [any]
   void revoke(AttachmentId id, std::span<const Address> addresses) {
     const auto raw = detail::raw_addresses(addresses);
     detail::require(services_.revoke(host_, id.value, raw.data(), raw.size()), "revoke");
+  }
+
+  // The sockets that take port 53 of every attachment whose wire names this instance; replaces the
+  // former set. UDP sockets and TCP listeners, bound, transparent, one of each {family, protocol}
+  // per worker. They stay the plugin's: serve() without one before closing it.
+  void serve(std::span<const int> sockets) {
+    std::vector<sluice_listener> raw;
+    raw.reserve(sockets.size());
+    for (const int fd : sockets) raw.push_back({sizeof(sluice_listener), fd});
+    detail::require(detail::known(services_.serve)(host_, raw.data(), raw.size()), "serve");
+  }
+  // [any] Whose datagram carries this mark (SO_RCVMARK). None: nobody's, drop it.
+  [[nodiscard]] std::optional<AttachmentId> asker_of_mark(std::uint32_t mark) {
+    sluice_attachment id = 0;
+    const int result = detail::known(services_.asker_of_mark)(host_, mark, &id);
+    if (result == -ENOENT) return std::nullopt;
+    detail::require(result, "asker_of_mark");
+    return AttachmentId{id};
+  }
+  // [any] Who is at the other end of a connection accepted on a listener. None: nobody known,
+  // close it.
+  [[nodiscard]] std::optional<StreamAsker> asker_of_stream(int accepted) {
+    sluice_attachment id = 0;
+    sluice_endpoint asked{};
+    const int result = detail::known(services_.asker_of_stream)(host_, accepted, &id, &asked);
+    if (result == -ENOENT) return std::nullopt;
+    detail::require(result, "asker_of_stream");
+    StreamAsker asker{{id}, {{.family = asked.family}, asked.port}};
+    std::memcpy(asker.asked.address.bytes.data(), asked.address, sizeof asked.address);
+    return asker;
+  }
+
+  // [any] Puts a question to the decider of the attachment's wire; decided(query.id) follows by
+  // `deadline` at the latest. False: the wire has no decider. Error EHOSTDOWN: it has one that does
+  // not run. EBUSY: too many are undecided. After false or an Error nothing follows.
+  [[nodiscard]] bool ask(const Query& query, Time deadline) {
+    const auto raw = detail::raw_query(query);
+    const int result = detail::known(services_.ask)(host_, &raw, detail::raw_time(deadline));
+    if (result == -ENOENT) return false;
+    detail::require(result, "ask");
+    return true;
+  }
+  // [any] Answers answer_pushed(). `code` 0: the addresses are in the kernel; else an errno and
+  // why. False: nobody waits for it any more.
+  bool pushed(std::uint64_t push_id, int code, std::string_view message = {}) {
+    const int result = detail::known(services_.pushed)(host_, push_id, code > 0 ? -code : code,
+                                                       detail::abi(message));
+    if (result == -ENOENT) return false;
+    detail::require(result, "pushed");
+    return true;
+  }
+  // [any] Tells observers; never waits.
+  void report(std::span<const QueryReport> reports) {
+    const detail::RawReports raw(reports);
+    report(std::span(raw.data(), raw.size()));
+  }
+  // The same without the conversion, for whoever makes them by the hundred thousand.
+  void report(std::span<const sluice_query_report> reports) {
+    detail::require(detail::known(services_.report)(host_, reports.data(), reports.size()),
+                    "report");
   }
 
  protected:
   Resolver() = default;
 
  private:
-  static std::uint64_t nonnegative(std::chrono::nanoseconds value) {
-    return value.count() < 0 ? 0 : static_cast<std::uint64_t>(value.count());
-  }
   sluice_host* host_ = detail::bound_services().host;
   sluice_resolver_services services_ = detail::services_of(detail::bound_services().resolver);
+};
+
+// Decides single questions that no rule decides: a control plane's QueryDns, say.
+class Decider : public virtual AttachmentEvents {
+ public:
+  // Say what you think by decided(query.id), now or later, from any thread; after its deadline
+  // nobody listens.
+  virtual void decide(const Query&) = 0;
+
+  // [any] The first answer counts. False: there is no such query, or its deadline has passed.
+  bool decided(std::uint64_t query_id, const Decision& decision) {
+    const detail::RawDecision raw(decision);
+    const int result = detail::known(services_.decided)(host_, query_id, raw.get());
+    if (result == -ENOENT) return false;
+    detail::require(result, "decided");
+    return true;
+  }
+
+ protected:
+  Decider() = default;
+
+ private:
+  sluice_host* host_ = detail::bound_services().host;
+  sluice_decider_services services_ = detail::services_of(detail::bound_services().decider);
+};
+
+// Brings answers that another DNS server found, which may give them once they are in the kernel.
+class AnswerSource : public virtual AttachmentEvents {
+ public:
+  // Returns when the resolver of the attachment's wire has judged the answer and its addresses are
+  // in the kernel. Error ENOENT: no such attachment under a wire that names this source, or no
+  // resolver there; EHOSTDOWN: it does not run; ETIMEDOUT: it has not answered by `deadline`; else
+  // what it refused with.
+  void push_answer(const Answer& answer, Time deadline) {
+    const detail::RawAnswer raw(answer);
+    auto applied = detail::empty_result();
+    detail::require(detail::known(services_.push_answer)(host_, raw.get(),
+                                                         detail::raw_time(deadline), &applied),
+                    "push_answer", applied);
+  }
+
+ protected:
+  AnswerSource() = default;
+
+ private:
+  sluice_host* host_ = detail::bound_services().host;
+  sluice_answer_source_services services_ =
+      detail::services_of(detail::bound_services().answer_source);
 };
 
 // Is told what happens.
 class Observer : public virtual AttachmentEvents {
  public:
   virtual void denials(std::span<const Denial>) {}
+  // What became of DNS queries. Borrowed: copy what is to last.
+  virtual void queries(std::span<const QueryReport>) {}
   virtual void plugin_state(const PluginState&) {}
 
   [[nodiscard]] Counters counters(AttachmentId id) {

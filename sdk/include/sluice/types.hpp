@@ -22,6 +22,7 @@
 #include <functional>
 #include <map>
 #include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -97,7 +98,7 @@ struct InterfaceTarget {
 };
 
 struct CgroupTarget {
-  std::string path{};             // below the cgroup2 mount: "/machine.slice/vm-7.scope"
+  std::string path{};           // below the cgroup2 mount: "/machine.slice/vm-7.scope"
   std::uint64_t cgroup_id = 0;  // inode number of the directory; 0: the host looks it up
   bool operator==(const CgroupTarget&) const = default;
 };
@@ -183,6 +184,11 @@ struct Rule {
   std::vector<PortRange> ports{};  // empty: every protocol and port
   std::optional<Time> expires{};   // absent: never
   std::string name{};              // for reports: who or what line it came from
+
+  // Of domain rules that allow.
+  std::vector<Prefix> ranges{};        // reserved ranges whose addresses it may grant
+  std::vector<std::uint16_t> types{};  // RR types let through beside A, AAAA, HTTPS and SVCB
+  bool public_suffix = false;          // its pattern may cover a public suffix ("*.com")
   bool operator==(const Rule&) const = default;
 };
 
@@ -215,6 +221,8 @@ struct AttachmentInfo {
   Labels labels{};
   std::string discovered_by{};  // instance name
   std::string state{};          // "filtering"; "adopted": not yet claimed by a discovery
+  bool audit = false;           // what policy denies is reported, and passes
+  bool redirected = false;      // its port 53 ends in the sockets that its resolver serves
 };
 
 struct Counters {
@@ -232,13 +240,116 @@ struct Denial {
   std::uint8_t protocol = 0, icmp_type = 0, icmp_code = 0;
   std::uint16_t source_port = 0, destination_port = 0;  // host order
   std::uint16_t ethertype = 0;
-  std::uint32_t length = 0;     // bytes of the packet
+  std::uint32_t length = 0;         // bytes of the packet
   Address source{}, destination{};  // family 0: not an IP packet
-  std::string rule{};             // the rule that explains it, where there is one
+  std::string rule{};               // the rule that explains it, where there is one
 };
 
 struct PluginState {
   std::string instance, state, reason;
+};
+
+// ---- names ----
+
+// One end of a connection. `port` in host order.
+struct Endpoint {
+  Address address{};
+  std::uint16_t port = 0;
+  auto operator<=>(const Endpoint&) const = default;
+};
+
+struct StreamAsker {
+  AttachmentId attachment{};
+  Endpoint asked{};  // the server that the other end thinks it talks to
+};
+
+// One question of one attachment. `name`: lower-case ASCII, dots between labels and none at the
+// end, \DDD and \. escapes; the root is ".".
+struct Query {
+  std::uint64_t id = 0;
+  AttachmentId attachment{};
+  std::string name{};
+  std::uint16_t type = 0;  // RR type
+  bool operator==(const Query&) const = default;
+};
+
+// What a decider says of one query.
+struct Decision {
+  enum class Action : std::uint32_t {
+    none = SLUICE_DECISION_NONE,  // no opinion: a refusal
+    allow = SLUICE_DECISION_ALLOW,
+    deny = SLUICE_DECISION_DENY,
+  };
+  Action action = Action::none;
+  std::chrono::nanoseconds ttl{};    // may stand this long; zero: for this query only
+  std::vector<PortRange> ports{};    // allow; empty: every protocol and port
+  std::vector<Address> addresses{};  // allow: answer with these, ask no upstream
+  std::chrono::nanoseconds address_ttl{};
+  std::vector<Prefix> ranges{};  // allow: as Rule::ranges
+  std::string reason{};
+  bool operator==(const Decision&) const = default;
+};
+
+// An answer that another DNS server found and will give once it may.
+struct Answer {
+  struct Record {
+    Address address{};
+    std::uint32_t ttl = 0;  // seconds
+    bool operator==(const Record&) const = default;
+  };
+  AttachmentId attachment{};
+  std::string name{};                // as asked; form as in Query
+  std::vector<std::string> chain{};  // CNAME and DNAME targets in order
+  std::vector<Record> addresses{};   // of the last name of the chain
+  bool operator==(const Answer&) const = default;
+};
+
+enum class QueryVerdict : std::uint8_t {
+  allowed = SLUICE_QUERY_ALLOWED,  // answered, also where the answer is "no such name"
+  denied = SLUICE_QUERY_DENIED,
+  filtered = SLUICE_QUERY_FILTERED,  // the name is allowed, the type or every address is not
+  failed = SLUICE_QUERY_FAILED,      // no upstream, no decision, or the kernel did not take it
+  limited = SLUICE_QUERY_LIMITED,    // over a budget
+  invalid = SLUICE_QUERY_INVALID,    // FORMERR, NOTIMP, BADVERS
+};
+[[nodiscard]] constexpr std::string_view to_string(QueryVerdict verdict) {
+  switch (verdict) {
+    case QueryVerdict::allowed:
+      return "allowed";
+    case QueryVerdict::denied:
+      return "denied";
+    case QueryVerdict::filtered:
+      return "filtered";
+    case QueryVerdict::failed:
+      return "failed";
+    case QueryVerdict::limited:
+      return "limited";
+    case QueryVerdict::invalid:
+      return "invalid";
+  }
+  return "unknown";
+}
+
+// What became of one query. Borrows: its strings and addresses live as long as the call it is
+// passed to.
+struct QueryReport {
+  AttachmentId attachment{};
+  Time time{};
+  std::string_view name{};  // whoever asked chose every byte of it
+  std::uint16_t type = 0;
+  QueryVerdict verdict = QueryVerdict::failed;
+  bool cached = false, audited = false;
+  bool decided = false;  // by a decider, not by a rule
+  bool pushed = false;   // the answer came from an answer source
+  bool stream = false;   // over TCP
+  std::uint16_t response_code = 0;
+  std::optional<std::uint16_t> extended_error{};  // RFC 8914
+  std::uint32_t count = 1;                        // identical queries it stands for
+  std::string_view rule{};                        // the pattern that decided
+  std::string_view reason{};                      // why not
+  std::string_view upstream{};                    // "192.0.2.53:53"
+  std::span<const Address> addresses{};
+  std::chrono::nanoseconds decision_time{}, upstream_time{}, push_time{};
 };
 
 }  // namespace sluice::sdk

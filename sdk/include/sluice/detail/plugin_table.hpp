@@ -61,7 +61,7 @@ struct PluginTable {
                 "SLUICE_PLUGIN(C): C needs a public constructor C(const sluice::Config&)");
   static_assert(!std::is_abstract_v<Class>,
                 "SLUICE_PLUGIN(C): C leaves a pure virtual function open (a Resolver must "
-                "implement domain_rules)");
+                "implement domain_rules, a Decider decide)");
   static_assert(
       requires {
         { Class::about } -> std::convertible_to<About>;
@@ -73,15 +73,18 @@ struct PluginTable {
   static constexpr bool is_source = std::is_base_of_v<PolicySource, Class>;
   static constexpr bool is_resolver = std::is_base_of_v<Resolver, Class>;
   static constexpr bool is_observer = std::is_base_of_v<Observer, Class>;
-  static constexpr bool hears_of_attachments = is_source || is_resolver || is_observer;
+  static constexpr bool is_decider = std::is_base_of_v<Decider, Class>;
+  static constexpr bool is_answer_source = std::is_base_of_v<AnswerSource, Class>;
+  static constexpr bool hears_of_attachments =
+      is_source || is_resolver || is_observer || is_decider || is_answer_source;
   static_assert(is_discovery || hears_of_attachments,
                 "SLUICE_PLUGIN(C): C holds no role; derive it from sluice::Discovery, "
-                "PolicySource, Resolver or "
-                "Observer as well");
+                "PolicySource, Resolver, Observer, Decider or AnswerSource as well");
 
   static constexpr std::uint32_t roles =
       (is_discovery ? SLUICE_ROLE_DISCOVERY : 0u) | (is_source ? SLUICE_ROLE_POLICY_SOURCE : 0u) |
-      (is_resolver ? SLUICE_ROLE_RESOLVER : 0u) | (is_observer ? SLUICE_ROLE_OBSERVER : 0u);
+      (is_resolver ? SLUICE_ROLE_RESOLVER : 0u) | (is_observer ? SLUICE_ROLE_OBSERVER : 0u) |
+      (is_decider ? SLUICE_ROLE_DECIDER : 0u) | (is_answer_source ? SLUICE_ROLE_ANSWER_SOURCE : 0u);
 
   static constexpr auto make_options() {
     std::array<sluice_option, option_count<Class>() + 1> raw{};  // never of size zero
@@ -191,6 +194,25 @@ struct PluginTable {
       plugin.plugin_state(PluginState{copy(raw.instance), copy(raw.state), copy(raw.reason)});
     });
   }
+  // Both a Resolver and a Decider have a decided(): the event is the Resolver's.
+  static int decided(void* self, std::uint64_t query_id,
+                     const sluice_decision_made* decision) noexcept {
+    return event(self, "decided", [&](auto& plugin) {
+      static_cast<Resolver&>(plugin).decided(query_id, decision_of(decision));
+    });
+  }
+  static int answer_pushed(void* self, std::uint64_t push_id,
+                           const sluice_answer* answer) noexcept {
+    return event(self, "answer_pushed",
+                 [&](auto& plugin) { plugin.answer_pushed(push_id, answer_of(answer)); });
+  }
+  static int queries(void* self, const sluice_query_report* reports, std::size_t count) noexcept {
+    return event(self, "queries",
+                 [&](auto& plugin) { plugin.queries(Reports(reports, count).get()); });
+  }
+  static int decide(void* self, const sluice_query* query) noexcept {
+    return event(self, "decide", [&](auto& plugin) { plugin.decide(query_of(query)); });
+  }
   static int reconfigure(void* self, const sluice_config* config, char* message,
                          std::size_t capacity) noexcept {
     return call(message, capacity,
@@ -235,9 +257,15 @@ struct PluginTable {
       table.attachment_changed = attachment_changed;
       table.attachment_removed = attachment_removed;
     }
-    if constexpr (is_resolver) table.domain_rules = domain_rules;
+    if constexpr (is_resolver) {
+      table.domain_rules = domain_rules;
+      table.decided = decided;
+      table.answer_pushed = answer_pushed;
+    }
+    if constexpr (is_decider) table.decide = decide;
     if constexpr (is_observer) {
       table.denials = denials;
+      table.queries = queries;
       table.plugin_state = plugin_state;
     }
     table.reconfigure = reconfigure;
