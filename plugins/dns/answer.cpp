@@ -187,11 +187,13 @@ Answer::Place Answer::place(const MessageView& response, const Record& record) c
       if (link.offset == record.offset && link.used) return {.part = Part::link, .name = link.from};
   const auto end = static_cast<std::uint16_t>(chain_ - 1);
   const std::uint16_t asked = response.question().type;
-  if (answers_type(asked, record.type)) {
-    if (name_at_is(message, record.offset, names_[end])) return {.part = Part::data, .name = end};
-    if (record.type != type::rrsig) return {};
+  // What was asked for by name is data, also a signature; beside other data it is a signature.
+  if (record.type != type::rrsig || asked == type::rrsig) {
+    if (answers_type(asked, record.type) && name_at_is(message, record.offset, names_[end]))
+      return {.part = Part::data, .name = end};
+    return {};
   }
-  if (record.type != type::rrsig || record.rdata.size() < 2) return {};
+  if (record.rdata.size() < 2) return {};
   const std::uint16_t covered = load16(record.rdata.data());
   if (answers_type(asked, covered) && name_at_is(message, record.offset, names_[end]))
     return {.part = Part::signature, .name = end};

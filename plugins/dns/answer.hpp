@@ -8,27 +8,33 @@
 //   for (Grant& grant : answer.grants())                    // vet each; one that may not pass:
 //     grant.refused = true;                                 // rewrite() takes it out of the answer
 //
-// | In the response                                                        | What becomes of it |
-// |------------------------------------------------------------------------|---------------------------|
-// | TC                                                                     | refuse: ask again by
-// TCP  | | rcode other than NOERROR and NXDOMAIN                                  | refuse | |
-// NXDOMAIN, and yet data at the end of the chain                         | refuse | | answer
-// section: class other than IN                                    | refuse                    | |
-// answer section: rdata of a known type that is malformed                | refuse | | two CNAMEs at
-// a name of the chain, different targets                   | refuse                    | | CNAME
-// and other data at a name of the chain (but RRSIG, NSEC, KEY)     | refuse                    | |
-// a DNAME, and a CNAME at a name below it that is not its substitution   | refuse | | two DNAMEs
-// above a name of the chain; CNAME and DNAME at one name      | refuse                    | | DNAME
-// substitution over 255 bytes                                      | refuse                    | |
-// DNAME without its CNAME                                                | followed | | a loop |
-// refuse                    | | over 16 links, over 64 CNAME and DNAME records, over 16 SVCB
-// targets   | refuse                    | | more addresses than the storage holds | refuse | | the
-// same CNAME or DNAME twice                                          | the second is foreign     |
-// | CNAME where CNAME or ANY was asked                                     | the answer; not
-// followed  | | record at a name off the chain, whatever its type                      | foreign |
-// | record at the chain's end of a type that was not asked (no RRSIG)      | foreign | | authority
-// and additional section                                       | never looked at           | | TTL
-// of 2^31 and above                                                  | is 0 (RFC 2181)           |
+// clang-format off
+// | In the response                                   | What becomes of it       |
+// |---------------------------------------------------|--------------------------|
+// | TC                                                | refuse: ask again by TCP |
+// | rcode other than NOERROR and NXDOMAIN             | refuse                   |
+// | NXDOMAIN, and yet data at the chain's end         | refuse                   |
+// | answer section: class other than IN               | refuse                   |
+// | answer section: malformed data of a known type    | refuse                   |
+// | two CNAMEs at a name of the chain, two targets    | refuse                   |
+// | CNAME and other data at a name of the chain (*)   | refuse                   |
+// | DNAME, and a CNAME that does not agree with it    | refuse                   |
+// | two DNAMEs above a name of the chain              | refuse                   |
+// | CNAME and DNAME at one name of the chain          | refuse                   |
+// | DNAME substitution over 255 bytes                 | refuse                   |
+// | a loop                                            | refuse                   |
+// | over 16 links, 64 CNAMEs and DNAMEs, 16 targets   | refuse                   |
+// | more addresses than the storage holds             | refuse                   |
+// | DNAME without its CNAME                           | followed                 |
+// | data at a name that only a DNAME leads away from  | foreign                  |
+// | the same CNAME or DNAME twice                     | the second is foreign    |
+// | CNAME where CNAME or ANY was asked                | the answer; not followed |
+// | a record off the chain, whatever its type         | foreign                  |
+// | the chain's end: a type that was not asked (*)    | foreign                  |
+// | authority and additional section                  | never looked at          |
+// | TTL of 2^31 and above                             | 0 (RFC 2181)             |
+// clang-format on
+// (*) But RRSIG, NSEC, KEY, which may be beside a CNAME; RRSIGs over what is kept are kept.
 //
 // "Refuse": no grant, the client gets SERVFAIL. "Foreign": grants nothing, and rewrite() leaves it
 // out: has_foreign() says that the answer must not go out as it is.
@@ -75,7 +81,7 @@ enum class AnswerFault : std::uint8_t {
 
 // An address that the answer would have the client use.
 struct Grant {
-  Address address;
+  Address address{};
   std::uint16_t name = 0;  // whose address it is: index into Answer::names()
   bool hint = false;       // from an SVCB or HTTPS record
   bool refused = false;    // the caller's verdict
