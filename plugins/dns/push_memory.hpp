@@ -1,0 +1,83 @@
+// Which answers are in an attachment's kernel map, and until when: a cache hit whose addresses stay
+// there long enough needs no push.
+//
+//   if (!memory.suffices(id, answer.id, now + ttl_sent + grace)) {
+//     const auto ticket = memory.ticket(id);        // before the push
+//     host.learn(...);
+//     memory.record(id, ticket, answer.id, until);  // after it
+//   }
+//
+// Whoever takes addresses out of the kernel (rules changed, an address revoked) calls clear()
+// *after* it. A record whose ticket is older than the last clear() is refused, so a push that
+// crossed with a revocation is never taken for one that stands. What is forgotten costs a push
+// more, nothing else.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+#ifndef SLUICE_SDK_QUALIFIED
+#define SLUICE_SDK_QUALIFIED
+#endif
+#include <sluice/types.hpp>
+
+namespace sluice::dns {
+
+class PushMemory {
+ public:
+  struct Settings {
+    std::size_t most_answers = 1024;  // per attachment, 16 bytes each; a power of two, 8 at least
+    unsigned shards = 16;             // a power of two
+  };
+  struct Ticket {
+    std::uint64_t clears = 0;
+  };
+
+  PushMemory() : PushMemory(Settings{}) {}
+  explicit PushMemory(Settings settings);
+
+  // All [any].
+
+  // Whether every address of the answer stays in the attachment's map until then at least.
+  [[nodiscard]] bool suffices(sdk::AttachmentId attachment, std::uint64_t answer,
+                              sdk::Time until) const;
+  [[nodiscard]] Ticket ticket(sdk::AttachmentId attachment) const;
+  // `answer` is not 0. Of two records of one answer the later `until` counts.
+  void record(sdk::AttachmentId attachment, Ticket ticket, std::uint64_t answer, sdk::Time until);
+  void clear(sdk::AttachmentId attachment);
+  // The attachment is gone: as clear(), and its memory is given back.
+  void forget(sdk::AttachmentId attachment);
+
+  [[nodiscard]] std::size_t bytes() const;
+
+ private:
+  static constexpr std::size_t kWays = 8;
+  struct Push {
+    std::uint64_t answer = 0;
+    sdk::Time until{};
+  };
+  // Sets of eight, the one that ends first gives way: no order to keep, one cache line pair to look
+  // at.
+  struct Table {
+    std::uint64_t cleared_at = 0;
+    std::size_t used = 0;
+    std::vector<Push> pushes{};  // grows by doubling
+  };
+  struct Shard {
+    mutable std::mutex mutex;
+    std::uint64_t clears = 0;
+    std::uint64_t forgotten_at = 0;  // the last clear of an attachment that has no table
+    std::unordered_map<std::uint64_t, Table> tables;
+  };
+  [[nodiscard]] Shard& shard_of(sdk::AttachmentId attachment) const;
+  static Push* way(Table& table, std::uint64_t answer);
+  void grow(Table& table) const;
+
+  Settings settings_;
+  std::vector<std::unique_ptr<Shard>> shards_;
+};
+
+}  // namespace sluice::dns
