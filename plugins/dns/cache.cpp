@@ -16,8 +16,10 @@ using sdk::AttachmentId;
 using sdk::Time;
 
 constexpr std::size_t kAllocation = 16;  // what malloc adds to a block
+constexpr std::uint64_t kNobody = 0;     // holds what attachments that are gone have brought in
 constexpr unsigned kAccountsAsked = 4;   // beside the inserting one, when room is needed
-constexpr unsigned kSpared = 8;          // in a row; then one goes even if it was asked for
+constexpr unsigned kSpared =
+    64;  // in a row; then one goes even if it was asked for: bounds the time under the lock
 
 std::size_t heap_of(const CachedAnswer& answer) {
   return sizeof(answer) + answer.message.capacity() +
@@ -126,8 +128,10 @@ struct AnswerCache::Part {
     accounts.erase(of.attachment);
   }
 
-  // Who gives when `inserting` needs room. Null: nobody has anything.
-  Account* largest(std::uint64_t inserting) {
+  // Who gives when `inserting` needs room: whoever is gone, then the largest. Null: nobody has
+  // anything.
+  Account* giver(std::uint64_t inserting) {
+    if (const auto gone = accounts.find(kNobody); gone != accounts.end()) return &gone->second;
     const auto own = accounts.find(inserting);
     Account* most = own == accounts.end() ? nullptr : &own->second;
     for (unsigned i = 0; i < kAccountsAsked && i < ring.size(); ++i) {
@@ -169,7 +173,7 @@ struct AnswerCache::Shard {
   // Until `cost` more fit into the part.
   void make_room(Part& part, std::size_t cost, std::uint64_t inserting) {
     while (part.bytes + cost > part.limit) {
-      Account* from = part.largest(inserting);
+      Account* from = part.giver(inserting);
       if (from == nullptr) return;
       for (unsigned spared = 0; from->oldest->asked_for && spared < kSpared; ++spared) {
         Entry* entry = from->oldest;
@@ -261,6 +265,10 @@ CachedAnswerPtr AnswerCache::find(const Key& key, AttachmentId asker, Time now) 
     entry->on_trial = false;
     shard.make_room(shard.main, entry->cost, asker.value);
     shard.main.link(entry, asker.value);
+  } else if (entry->account->attachment == kNobody && asker.value != kNobody) {
+    Part& part = shard.part_of(*entry);
+    part.unlink(entry);
+    part.link(entry, asker.value);
   }
   return answer;
 }
@@ -344,7 +352,6 @@ void AnswerCache::clear() {
 }
 
 void AnswerCache::forget(AttachmentId attachment) {
-  constexpr std::uint64_t kNobody = 0;
   if (attachment.value == kNobody) return;
   for (const auto& shard : shards_) {
     const std::lock_guard lock(shard->mutex);

@@ -130,7 +130,8 @@ class AnswerCache {
   // [any]
   void erase(const Key& key);
   void clear();
-  // Takes an attachment that is gone off the accounts; its answers stay, on nobody's.
+  // The attachment is gone. Its answers stay, go first when room is needed, and pass to whoever
+  // asks for one.
   void forget(sdk::AttachmentId attachment);
 
   struct Statistics {
