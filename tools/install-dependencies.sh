@@ -2,19 +2,24 @@
 # Installs every Debian package that building, testing and benchmarking Sluice takes. Says nothing and asks no network when
 # all are there. Works on Debian 12 and later, Ubuntu 24.04 and later.
 #
-#   tools/install-dependencies.sh          everything
+#   tools/install-dependencies.sh          what building and testing take
 #   tools/install-dependencies.sh build    what the daemon, its plugins and the quickstart take
+#   tools/install-dependencies.sh bench    that of the tests, and the peers that only benchmarks run
+#
+# Name servers among them are started by the tests, in namespaces of their own: none is left running or enabled on this machine.
 set -eu
 
 build="g++ cmake ninja-build pkg-config clang bpftool libbpf-dev libelf-dev zlib1g-dev libcap-dev libidn2-dev libspdlog-dev libtoml11-dev
-  libsodium-dev libpsl-dev linux-libc-dev iproute2 iputils-ping util-linux procps python3"
-tests="doctest-dev ccache python3-pytest python3-scapy liburing-dev libcap2-bin libbenchmark-dev nftables ipset
-  clang-format clang-tidy"
+  libpsl-dev libsodium-dev linux-libc-dev iproute2 iputils-ping util-linux procps python3 dnsmasq-base"
+tests="doctest-dev ccache python3-pytest python3-scapy python3-dnspython liburing-dev libcap2-bin libldns-dev libbenchmark-dev
+  nftables ipset bind9-dnsutils nsd musl-tools clang-format clang-tidy"
+bench="unbound dnsdist dnsperf"
 
 case "${1:-all}" in
   build) wanted=$build ;;
   all) wanted="$build $tests" ;;
-  *) echo "usage: $0 [build|all]" >&2; exit 2 ;;
+  bench) wanted="$build $tests $bench" ;;
+  *) echo "usage: $0 [build|all|bench]" >&2; exit 2 ;;
 esac
 
 missing=
@@ -32,7 +37,15 @@ fi
 echo "Installing:$missing"
 export DEBIAN_FRONTEND=noninteractive
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+policy=/usr/sbin/policy-rc.d
+if [ -e "$policy" ]; then
+  policy=
+else # a service whose package asks here is told not to start
+  printf '#!/bin/sh\nexit 101\n' >"$policy"
+  chmod 755 "$policy"
+fi
+trap 'rm -f "$log" $policy' EXIT
+trap 'exit 130' INT TERM
 # shellcheck disable=SC2086  # a list of words
 if ! apt-get install -y -q --no-install-recommends $missing >"$log" 2>&1; then
   apt-get update -q >>"$log" 2>&1 || true
@@ -43,3 +56,8 @@ if ! apt-get install -y -q --no-install-recommends $missing >"$log" 2>&1; then
     exit 1
   fi
 fi
+for service in nsd unbound dnsdist; do
+  case "$missing " in
+    *" $service "*) [ ! -d /run/systemd/system ] || systemctl disable -q "$service" 2>/dev/null || true ;;
+  esac
+done
