@@ -1,0 +1,3 @@
+#include "dns/plugin.hpp"
+
+SLUICE_PLUGIN(sluice::dns::DnsPlugin)

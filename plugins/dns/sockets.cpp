@@ -1,0 +1,99 @@
+#include "dns/sockets.hpp"
+
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#include <cerrno>
+#include <cstring>
+#include <system_error>
+
+#include "dns/endpoint.hpp"
+
+namespace sluice::dns {
+namespace {
+
+constexpr std::uint16_t kPort = 53;
+constexpr unsigned kMostAddresses = 250;
+constexpr int kBacklog = 1024;
+
+Endpoint address_of(bool v6, unsigned number) {
+  Endpoint endpoint;
+  if (v6) {
+    constexpr std::array<std::uint8_t, 8> kPrefix{0xfd, 0x53, 0x6c, 0x75, 0x69, 0x63, 0x00, 0x65};
+    endpoint.v6.sin6_family = AF_INET6;
+    endpoint.v6.sin6_port = htons(kPort);
+    std::memcpy(endpoint.v6.sin6_addr.s6_addr, kPrefix.data(), kPrefix.size());
+    endpoint.v6.sin6_addr.s6_addr[15] = static_cast<std::uint8_t>(number);
+    endpoint.length = sizeof endpoint.v6;
+  } else {
+    endpoint.v4.sin_family = AF_INET;
+    endpoint.v4.sin_port = htons(kPort);
+    endpoint.v4.sin_addr.s_addr = htonl(0x7f534c00u | number);  // 127.83.76.N
+    endpoint.length = sizeof endpoint.v4;
+  }
+  return endpoint;
+}
+
+[[noreturn]] void refuse(const Endpoint& endpoint, const char* what, int error) {
+  throw sdk::Error(error,
+                   endpoint.text() + ": " + what + ": " + std::generic_category().message(error) +
+                       (error == EPERM || error == EACCES
+                            ? "; the resolver's sockets need CAP_NET_ADMIN (transparent) and "
+                              "CAP_NET_BIND_SERVICE (port 53)"
+                            : ""));
+}
+
+// None: the address is in use.
+std::optional<Fd> open(bool v6, bool stream, unsigned number) {
+  const auto endpoint = address_of(v6, number);
+  Fd fd(::socket(v6 ? AF_INET6 : AF_INET,
+                 (stream ? SOCK_STREAM : SOCK_DGRAM) | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  if (!fd) refuse(endpoint, "socket", errno);
+  const int on = 1;
+  const auto set = [&](int level, int option, const char* what) {
+    if (::setsockopt(fd.get(), level, option, &on, sizeof on) < 0) refuse(endpoint, what, errno);
+  };
+  if (v6) {
+    set(IPPROTO_IPV6, IPV6_V6ONLY, "IPV6_V6ONLY");
+    set(IPPROTO_IPV6, IPV6_TRANSPARENT, "IPV6_TRANSPARENT");
+  } else {
+    set(IPPROTO_IP, IP_TRANSPARENT, "IP_TRANSPARENT");
+  }
+  // Connections of an earlier daemon in TIME_WAIT must not keep the address.
+  if (stream) set(SOL_SOCKET, SO_REUSEADDR, "SO_REUSEADDR");
+  if (::bind(fd.get(), &endpoint.any, endpoint.length) < 0) {
+    if (errno == EADDRINUSE) return std::nullopt;
+    refuse(endpoint, "bind", errno);
+  }
+  if (stream && ::listen(fd.get(), kBacklog) < 0) {
+    if (errno == EADDRINUSE) return std::nullopt;
+    refuse(endpoint, "listen", errno);
+  }
+  return fd;
+}
+
+}  // namespace
+
+std::string kept_name(std::string_view kind, unsigned worker) {
+  return std::string(kind) + "." + std::to_string(worker);
+}
+
+ListenerSet open_listeners(unsigned& first) {
+  for (; first <= kMostAddresses; ++first) {
+    auto udp4 = open(false, false, first);
+    if (!udp4) continue;
+    auto tcp4 = open(false, true, first);
+    if (!tcp4) continue;
+    auto udp6 = open(true, false, first);
+    if (!udp6) continue;
+    auto tcp6 = open(true, true, first);
+    if (!tcp6) continue;
+    ++first;
+    return {std::move(*udp4), std::move(*udp6), std::move(*tcp4), std::move(*tcp6)};
+  }
+  throw sdk::Error(EADDRINUSE,
+                   "127.83.76.1 to .250: port 53 of each is taken, so the resolver has "
+                   "nowhere to listen; see who has them with ss -lnp");
+}
+
+}  // namespace sluice::dns

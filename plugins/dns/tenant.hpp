@@ -1,0 +1,50 @@
+// What one worker knows of one attachment.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#ifndef SLUICE_SDK_QUALIFIED
+#define SLUICE_SDK_QUALIFIED
+#endif
+#include <sluice/types.hpp>
+
+#include "dns/budget.hpp"
+#include "dns/name.hpp"
+#include "dns/rule_book.hpp"
+
+namespace sluice::dns {
+
+using DecisionPtr = std::shared_ptr<const sdk::Decision>;
+
+// As the plugin tells it to each worker; a new one after each change.
+struct TenantState {
+  std::uint64_t attachment = 0;
+  sdk::Mode mode = sdk::Mode::block_all;
+  bool audit = false;
+  RuleSetPtr rules;  // null: none
+  // Of the rules, as learn() takes them; null with them.
+  std::shared_ptr<const std::vector<std::uint32_t>> ids;
+  std::shared_ptr<AttachmentBudget> budget;
+  // Until then "block-all" may only mean that its source has not spoken yet: no answer is better
+  // than a wrong one.
+  sdk::Time settled{};
+};
+
+// A decider's word that may stand for a while.
+struct KeptDecision {
+  Name name;
+  std::uint16_t type = 0;
+  sdk::Time until{};
+  DecisionPtr decision;
+};
+
+struct Tenant {
+  TenantState state;
+  std::unordered_map<std::uint64_t, KeptDecision> decisions;  // by hash of name and type
+  sdk::Time no_decider_until{};
+};
+
+}  // namespace sluice::dns

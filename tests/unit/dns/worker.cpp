@@ -1,0 +1,788 @@
+// The resolver as a guest meets it: questions over UDP on loopback, an upstream that obeys, lies,
+// is slow or dead, and what the kernel would have been told by the time an answer comes.
+#define DOCTEST_CONFIG_IMPLEMENT
+#include <doctest/doctest.h>
+
+#include <cstdio>
+
+#include "unit/dns/resolver_lab.hpp"
+
+using namespace dns_test;
+
+int main(int argc, char** argv) {
+  if (!enter_namespace()) {
+    std::puts("needs CAP_SYS_ADMIN for a network namespace of its own: skipped");
+    return 77;
+  }
+  return doctest::Context(argc, argv).run();
+}
+
+TEST_CASE("an allowed name is resolved, opened, and then answered") {
+  Lab lab;
+  lab.upstream.add("www.example", type::a, 300, v4("198.51.100.1"));
+  lab.attach(1, {allow("www.example")});
+  Guest guest(lab, 1);
+  std::atomic<bool> answered_before{false};
+  lab.host.on_learn([&](const auto&) { answered_before = guest.has_answer(); });
+
+  const auto reply = guest.ask("www.example", type::a);
+  CHECK(reply.rcode == 0);
+  CHECK(reply.answers == std::vector<std::string>{"www.example 1 300 c6336401"});
+  CHECK_FALSE(answered_before);
+  const auto learned = lab.host.learned();
+  REQUIRE(learned.size() == 1);
+  CHECK(learned[0].attachment.value == 1);
+  CHECK(learned[0].addresses.at(0).text() == "198.51.100.1");
+  CHECK(learned[0].rule == 0);
+  CHECK(learned[0].ttl == 330s);  // what was sent, and the grace
+  CHECK(learned[0].grace == 1h);  // connections that live then
+}
+
+TEST_CASE("the case of the question comes back as it was asked") {
+  Lab lab;
+  lab.upstream.add("www.example", type::a, 300, v4("198.51.100.1"));
+  lab.attach(1, {allow("WWW.example")});
+  Guest guest(lab, 1);
+  const auto reply = guest.ask("wWw.ExAmple", type::a);
+  CHECK(reply.rcode == 0);
+  const auto question = wire("wWw.ExAmple");
+  CHECK(std::equal(question.begin(), question.end(), reply.packet.begin() + 12));
+}
+
+TEST_CASE("IPv6: over IPv6, an AAAA") {
+  Lab lab;
+  lab.upstream.add("www.example", type::aaaa, 300, v6("2001:db8::1"));
+  lab.attach(1, {allow("www.example")});
+  Guest guest(lab, 1, false, true);
+  CHECK(guest.ask("www.example", type::aaaa).answers.size() == 1);
+  CHECK(lab.learned(1) == std::vector<std::string>{"2001:db8::1"});
+}
+
+TEST_CASE("a denied name is denied at once, says why, and the upstream hears nothing") {
+  struct Case {
+    const char* what;
+    const char* denied;
+    unsigned rcode;
+  };
+  for (const auto& [what, denied, rcode] :
+       {Case{"NXDOMAIN", "nxdomain", 3}, Case{"REFUSED", "refused", 5},
+        Case{"NODATA", "nodata", 0}}) {
+    CAPTURE(what);
+    Lab lab([&](auto& host) { host.configure("denied", denied); });
+    lab.attach(1, {allow("*.example"), deny("bad.example")});
+    Guest guest(lab, 1);
+    const auto unknown = guest.ask("www.other", type::a);
+    CHECK(unknown.rcode == rcode);
+    CHECK(unknown.answers.empty());
+    CHECK(unknown.ede == 15u);
+    CHECK(unknown.ede_text == "no rule allows this name");
+    const auto bad = guest.ask("bad.example", type::a);
+    CHECK(bad.rcode == rcode);
+    CHECK(bad.ede_text == "a rule denies this name");
+    CHECK_FALSE(guest.ask("www.other", type::a, 0).ede);  // no EDNS, no words
+    CHECK(lab.upstream.count() == 0);
+    CHECK(lab.host.learned().empty());
+    CHECK(lab.host.wait_until([&] { return lab.host.reports().size() == 3; }));
+    const auto reports = lab.host.reports();
+    CHECK(reports[0].get().name == "www.other");
+    CHECK(reports[0].get().verdict == sdk::QueryVerdict::denied);
+    CHECK(reports[1].get().rule == "bad.example");
+  }
+}
+
+TEST_CASE("nobody's datagram is answered") {
+  Lab lab;
+  lab.upstream.add("www.example", type::a, 300, v4("198.51.100.1"));
+  lab.attach(1, {allow("www.example")});
+  Guest stranger(lab, 2), guest(lab, 1);
+  stranger.send("www.example", type::a);
+  CHECK(guest.ask("www.example", type::a).rcode == 0);
+  CHECK_FALSE(stranger.has_answer());
+  CHECK(lab.upstream.count() == 1);
+}
+
+TEST_CASE("chains: each link is judged by the deny rules") {
+  Lab lab;
+  lab.upstream.link("www.example", "edge.cdn.test");
+  lab.upstream.link("edge.cdn.test", "pop.cdn.test");
+  lab.upstream.add("pop.cdn.test", type::a, 60, v4("198.51.100.7"));
+  lab.attach(1, {allow("www.example")});
+  lab.attach(2, {allow("www.example"), deny("*.cdn.test")});
+  lab.attach(3, {allow("www.example"), deny("pop.cdn.test")});
+
+  const auto good = Guest(lab, 1).ask("www.example", type::a);
+  CHECK(good.answers.size() == 3);
+  CHECK(lab.learned(1) == std::vector<std::string>{"198.51.100.7"});
+  for (const std::uint64_t id : {2, 3}) {
+    const auto bad = Guest(lab, id).ask("www.example", type::a);
+    CHECK(bad.rcode == 3);
+    CHECK(bad.answers.empty());
+    CHECK(bad.ede == 15u);
+    CHECK(lab.learned(id).empty());
+  }
+}
+
+TEST_CASE("reserved addresses are not opened and not told, unless the rule names their range") {
+  Lab lab;
+  lab.upstream.add("mixed.example", type::a, 300, v4("10.0.0.7"));
+  lab.upstream.add("mixed.example", type::a, 300, v4("198.51.100.1"));
+  lab.upstream.add("private.example", type::a, 300, v4("10.0.0.7"));
+  lab.upstream.add("metadata.example", type::a, 300, v4("169.254.169.254"));
+  lab.upstream.add("own.example", type::aaaa, 300, v6("fd53:6c75:6963:65::1"));
+  lab.attach(1, {allow("*.example")});
+  Guest guest(lab, 1);
+
+  const auto mixed = guest.ask("mixed.example", type::a);
+  CHECK(mixed.answers == std::vector<std::string>{"mixed.example 1 300 c6336401"});
+  CHECK(lab.learned(1) == std::vector<std::string>{"198.51.100.1"});
+  for (const auto* name : {"private.example", "metadata.example"}) {
+    CAPTURE(name);
+    const auto reply = guest.ask(name, type::a);
+    CHECK(reply.rcode == 0);
+    CHECK(reply.answers.empty());
+    CHECK(reply.ede == 17u);
+  }
+  CHECK(guest.ask("own.example", type::aaaa).answers.empty());
+  CHECK(lab.learned(1).size() == 1);
+
+  auto wide = allow("private.example");
+  wide.ranges = {sdk::Prefix::parse("10.0.0.0/8")};
+  lab.attach(2, {wide});
+  CHECK(Guest(lab, 2).ask("private.example", type::a).answers.size() == 1);
+  CHECK(lab.learned(2) == std::vector<std::string>{"10.0.0.7"});
+}
+
+TEST_CASE("TTL 0 works: the address stays for the floor and the grace") {
+  Lab lab;
+  lab.upstream.add("www.example", type::a, 0, v4("198.51.100.1"));
+  lab.attach(1, {allow("www.example")});
+  Guest guest(lab, 1);
+  const auto reply = guest.ask("www.example", type::a);
+  CHECK(reply.ttls == std::vector<std::uint32_t>{0});
+  CHECK(lab.host.learned().at(0).ttl >= 90s);
+  CHECK(guest.ask("www.example", type::a).answers.size() == 1);
+  CHECK(lab.upstream.count() == 2);  // not kept
+}
+
+TEST_CASE("from memory: no upstream, the TTL that is left, and every attachment has it opened") {
+  Lab lab;
+  lab.upstream.add("www.example", type::a, 300, v4("198.51.100.1"));
+  lab.attach(1, {allow("www.example")});
+  lab.attach(2, {allow("*.example")});
+  Guest first(lab, 1), second(lab, 2);
+  CHECK(first.ask("www.example", type::a).ttls.at(0) == 300);
+  lab.host.advance(100s);
+  CHECK(second.ask("www.example", type::a).ttls.at(0) == 200);
+  CHECK(lab.upstream.count() == 1);
+  CHECK(lab.learned(2) == std::vector<std::string>{"198.51.100.1"});
+  CHECK(lab.host.learned().back().ttl == 230s);
+
+  SUBCASE("what the kernel has for long enough is not pushed again") {
+    CHECK(first.ask("www.example", type::a).ttls.at(0) == 200);
+    CHECK(lab.learned(1).size() == 1);
+  }
+  SUBCASE("with little left the floor is pushed anew") {
+    lab.host.advance(190s);
+    CHECK(first.ask("www.example", type::a).ttls.at(0) == 10);
+    CHECK(lab.learned(1).size() == 2);
+    CHECK(lab.host.learned().back().ttl >= 90s);
+    CHECK(first.ask("www.example", type::a).ttls.at(0) == 10);
+    CHECK(lab.learned(1).size() == 2);
+  }
+  SUBCASE("after a change of rules it is") {
+    lab.host.domain_rules({1}, {allow("www.example"), allow("other.example")});
+    CHECK(first.ask("www.example", type::a).rcode == 0);
+    CHECK(lab.learned(1).size() == 2);
+  }
+  SUBCASE("and not once the rule is gone") {
+    lab.host.domain_rules({1}, {});
+    CHECK(first.ask("www.example", type::a).rcode == 3);
+    CHECK(lab.learned(1).size() == 1);
+  }
+}
+
+TEST_CASE("the kernel refuses: SERVFAIL, and no address is told") {
+  Lab lab;
+  lab.upstream.add("www.example", type::a, 300, v4("198.51.100.1"));
+  lab.upstream.add("www.example", type::a, 300, v4("198.51.100.2"));
+  lab.attach(1, {allow("www.example")});
+  Guest guest(lab, 1);
+  for (const int code : {ENOSPC, ESTALE, EIO}) {
+    CAPTURE(code);
+    lab.host.refuse("learn", code, "no");
+    const auto reply = guest.ask("www.example", type::a);
+    CHECK(reply.rcode == 2);
+    CHECK(reply.answers.empty());
+    CHECK(reply.ede);
+  }
+  lab.host.allow("learn");
+  CHECK(guest.ask("www.example", type::a).answers.size() == 2);
+}
+
+TEST_CASE("an explicit deny takes its address out of the answer, and no other") {
+  Lab lab;
+  lab.upstream.add("www.example", type::a, 300, v4("198.51.100.1"));
+  lab.upstream.add("www.example", type::a, 300, v4("198.51.100.2"));
+  lab.upstream.add("one.example", type::a, 300, v4("198.51.100.2"));
+  lab.attach(1, {allow("*.example")});
+  Guest guest(lab, 1);
+  lab.host.refuse_times(1, "learn", EACCES, "198.51.100.2 is denied");
+  SUBCASE("one of two") {
+    // Which one is not said: they are tried one by one.
+    CHECK(guest.ask("www.example", type::a).answers.size() == 2);
+  }
+  SUBCASE("the only one") {
+    const auto reply = guest.ask("one.example", type::a);
+    CHECK(reply.rcode == 0);
+    CHECK(reply.answers.empty());
+    CHECK(reply.ede == 17u);
+  }
+}
+
+TEST_CASE("types: A, AAAA, HTTPS and SVCB by default, the rest by rule") {
+  Lab lab([](auto& host) { host.configure("types", std::vector<std::string>{"SRV"}); });
+  lab.upstream.add("www.example", type::mx, 300, joined({two(10), wire("mail.example")}));
+  lab.upstream.add("www.example", type::txt, 300, joined({{2}, bytes("hi")}));
+  lab.upstream.add("www.example", type::srv, 300,
+                   joined({two(1), two(1), two(443), wire("mail.example")}));
+  auto with_mail = allow("www.example");
+  with_mail.types = {type::mx};
+  lab.attach(1, {with_mail});
+  lab.attach(2, {}, sdk::Mode::denylist);
+  Guest guest(lab, 1);
+  CHECK(guest.ask("www.example", type::mx).answers.size() == 1);
+  CHECK(guest.ask("www.example", type::srv).answers.size() == 1);
+  CHECK(lab.upstream.count() == 2);
+  for (const unsigned kind : {unsigned{type::txt}, unsigned{type::any}}) {
+    const auto reply = guest.ask("www.example", kind);
+    CHECK(reply.rcode == 0);
+    CHECK(reply.answers.empty());
+    CHECK(reply.ede == 17u);
+  }
+  CHECK(lab.upstream.count() == 2);
+  CHECK(Guest(lab, 2).ask("www.example", type::txt).answers.size() == 1);
+}
+
+TEST_CASE("HTTPS: hints are opened like addresses, and those that may not be are stripped") {
+  Lab lab;
+  lab.upstream.add("www.example", type::https, 300,
+                   svc(1, ".", param(4, joined({v4("198.51.100.1"), v4("10.0.0.1")}))));
+  lab.attach(1, {allow("www.example")});
+  const auto reply = Guest(lab, 1).ask("www.example", type::https);
+  REQUIRE(reply.answers.size() == 1);
+  CHECK(reply.answers[0].find("c6336401") != std::string::npos);
+  CHECK(reply.answers[0].find("0a000001") == std::string::npos);
+  CHECK(lab.learned(1) == std::vector<std::string>{"198.51.100.1"});
+}
+
+TEST_CASE("a denylist answers what no rule denies, and opens nothing") {
+  Lab lab;
+  lab.upstream.add("www.example", type::a, 300, v4("10.0.0.1"));
+  lab.upstream.link("alias.example", "bad.example");
+  lab.upstream.add("bad.example", type::a, 300, v4("198.51.100.1"));
+  lab.attach(1, {deny("bad.example")}, sdk::Mode::denylist);
+  Guest guest(lab, 1);
+  CHECK(guest.ask("www.example", type::a).answers.size() == 1);
+  CHECK(guest.ask("bad.example", type::a).rcode == 3);
+  CHECK(guest.ask("alias.example", type::a).rcode == 3);
+  CHECK(lab.host.learned().empty());
+}
+
+TEST_CASE("audit: what would be denied is answered, opens nothing, and is reported") {
+  Lab lab;
+  lab.upstream.add("www.example", type::a, 300, v4("198.51.100.1"));
+  lab.attach(1, {deny("www.example")}, sdk::Mode::allowlist, true);
+  const auto reply = Guest(lab, 1).ask("www.example", type::a);
+  CHECK(reply.answers.size() == 1);
+  CHECK(lab.host.learned().empty());
+  CHECK(lab.host.wait_until([&] { return lab.host.reports().size() == 1; }));
+  CHECK(lab.host.reports()[0].get().verdict == sdk::QueryVerdict::denied);
+  CHECK(lab.host.reports()[0].get().audited);
+}
+
+TEST_CASE(
+    "identical questions in flight are asked once; each attachment is judged and opened by "
+    "itself") {
+  Lab lab;
+  std::mutex held;
+  held.lock();
+  lab.upstream.add("www.example", type::a, 300, v4("198.51.100.1"));
+  lab.upstream.handle([&](const Seen&) -> std::optional<std::vector<Packet>> {
+    const std::lock_guard wait(held);
+    return std::nullopt;
+  });
+  lab.attach(1, {allow("www.example")});
+  lab.attach(2, {allow("*.example")});
+  lab.attach(3, {allow("www.example")});
+  Guest one(lab, 1), again(lab, 1), two(lab, 2), three(lab, 3), probe(lab, 1);
+  one.send("www.example", type::a);
+  CHECK(lab.upstream.wait_for(1));
+  again.send("WWW.example", type::a);
+  two.send("www.example", type::a);
+  three.send("www.example", type::a);
+  CHECK(probe.ask("denied.test", type::a).rcode == 3);  // behind them: they have been read
+  lab.host.domain_rules({3}, {});                       // while it waits, its rule goes
+  held.unlock();
+  CHECK(one.receive().answers.size() == 1);
+  CHECK(again.receive().answers.size() == 1);
+  CHECK(two.receive().answers.size() == 1);
+  CHECK(three.receive().rcode == 3);
+  CHECK(lab.upstream.count() == 1);
+  CHECK(lab.learned(1).size() >= 1);
+  CHECK(lab.learned(2).size() == 1);
+  CHECK(lab.learned(3).empty());
+}
+
+TEST_CASE("a name that does not exist: said, kept, with its SOA") {
+  Lab lab;
+  lab.attach(1, {allow("*.example")});
+  Guest guest(lab, 1);
+  CHECK(guest.ask("none.example", type::a).rcode == 3);
+  CHECK(guest.ask("none.example", type::a).rcode == 3);
+  CHECK(lab.upstream.count() == 1);
+}
+
+TEST_CASE(
+    "big answers: truncated by UDP, whole by TCP, opened both times; a truncated upstream is asked "
+    "by TCP") {
+  Lab lab;
+  for (int i = 0; i < 1000; ++i)
+    lab.upstream.add("many.example", type::a, 300,
+                     v4("198.18." + std::to_string(i / 250) + "." + std::to_string(i % 250 + 1)));
+  lab.attach(1, {allow("many.example")});
+  lab.host.set_streams({1});
+  Guest udp(lab, 1), tcp(lab, 1, true);
+  const auto cut = udp.ask("many.example", type::a);
+  CHECK(cut.truncated);
+  CHECK(cut.answers.empty());
+  CHECK(tcp.ask("many.example", type::a).answers.size() == 1000);
+  CHECK(lab.learned(1).size() == 1000);
+  const auto seen = lab.upstream.seen();
+  REQUIRE(seen.size() == 2);
+  CHECK_FALSE(seen[0].by_tcp);
+  CHECK(seen[1].by_tcp);
+}
+
+TEST_CASE("without EDNS 512 bytes, with it what the client takes, up to 1232") {
+  Lab lab;
+  for (int i = 0; i < 40; ++i)
+    lab.upstream.add("some.example", type::a, 300, v4("198.51.100." + std::to_string(i + 1)));
+  lab.attach(1, {allow("some.example")});
+  Guest guest(lab, 1);
+  CHECK(guest.ask("some.example", type::a, 0).truncated);
+  CHECK(guest.ask("some.example", type::a, 800).truncated);
+  CHECK(guest.ask("some.example", type::a, 1232).answers.size() == 40);
+  CHECK(guest.ask("some.example", type::a, 4096).answers.size() == 40);
+}
+
+TEST_CASE("what is no good question is told so, and goes nowhere") {
+  Lab lab;
+  lab.attach(1, {allow("*.example")});
+  Guest guest(lab, 1);
+  const auto rcode = [&](const Packet& packet) {
+    guest.send_raw(packet);
+    const auto reply = guest.receive_raw();
+    return reply && reply->size() >= 12 ? (*reply)[3] & 15 : -1;
+  };
+  const auto question = [](unsigned flags) {
+    return Build(flags, 7).question("www.example", type::a);
+  };
+  CHECK(rcode(Build(0x0100, 7).done()) == 1);                                      // QDCOUNT 0
+  CHECK(rcode(question(0x0100).question("b.example", type::a).done()) == 1);       // and 2
+  CHECK(rcode(question(0x0100 | 4 << 11).done()) == 4);                            // NOTIFY
+  CHECK(rcode(question(0x0100 | 5 << 11).done()) == 4);                            // UPDATE
+  CHECK(rcode(Build(0x0100, 7).question("www.example", type::a, 3).done()) == 5);  // CHAOS
+  CHECK(rcode(Build(0x0100, 7).question("www.example", type::axfr).done()) == 4);
+  CHECK(rcode(question(0x0100).opt(1232, false, 1).done()) == 0);  // BADVERS: 16, the low bits
+  CHECK(lab.upstream.count() == 0);
+  guest.send_raw(question(0x8100).done());  // a response: no answer to that
+  CHECK(guest.ask("denied.test", type::a).rcode == 3);
+  CHECK_FALSE(guest.has_answer());
+}
+
+TEST_CASE("an upstream that lies grants nothing") {
+  struct Case {
+    const char* what;
+    std::function<std::vector<Packet>(const Seen&)> says;
+    bool then_good;  // the true answer follows
+  };
+  const auto good = [](const Seen& seen) {
+    return reply_to(seen.packet).answer("www.example", type::a, 300, v4("198.51.100.1")).done();
+  };
+  const auto evil = v4("203.0.113.66");
+  const std::vector<Case> cases{
+      {"another id, then the truth",
+       [&](const Seen& seen) -> std::vector<Packet> {
+         if (seen.by_tcp) return {good(seen)};
+         auto forged = reply_to(seen.packet).answer("www.example", type::a, 300, evil).done();
+         forged[0] ^= 0x55;
+         return {forged, good(seen)};
+       },
+       true},
+      {"another case, then the truth by TCP",
+       [&](const Seen& seen) -> std::vector<Packet> {
+         if (seen.by_tcp) return {good(seen)};
+         auto forged = reply_to(seen.packet).answer("www.example", type::a, 300, evil).done();
+         for (std::size_t i = 13; i < 16; ++i) forged[i] ^= 0x20;
+         return {forged};
+       },
+       true},
+      {"another question",
+       [&](const Seen& seen) -> std::vector<Packet> {
+         if (seen.by_tcp) return {good(seen)};
+         return {Build(0x8180, static_cast<unsigned>(seen.packet[0]) << 8 | seen.packet[1])
+                     .question("evil.test", type::a)
+                     .answer("evil.test", type::a, 300, evil)
+                     .done()};
+       },
+       true},
+      {"an address for another name beside the answer",
+       [&](const Seen& seen) -> std::vector<Packet> {
+         return {reply_to(seen.packet)
+                     .answer("www.example", type::a, 300, v4("198.51.100.1"))
+                     .answer("other.test", type::a, 300, evil)
+                     .done()};
+       },
+       true},
+      {"addresses in authority and additional",
+       [&](const Seen& seen) -> std::vector<Packet> {
+         return {reply_to(seen.packet)
+                     .answer("www.example", type::a, 300, v4("198.51.100.1"))
+                     .authority("www.example", type::a, 300, evil)
+                     .additional("www.example", type::a, 300, evil)
+                     .done()};
+       },
+       true},
+      {"two CNAMEs",
+       [&](const Seen& seen) -> std::vector<Packet> {
+         return {reply_to(seen.packet)
+                     .link("www.example", type::cname, 300, "a.test")
+                     .link("www.example", type::cname, 300, "b.test")
+                     .answer("a.test", type::a, 300, evil)
+                     .done()};
+       },
+       false},
+      {"a loop",
+       [&](const Seen& seen) -> std::vector<Packet> {
+         return {reply_to(seen.packet)
+                     .link("www.example", type::cname, 300, "a.test")
+                     .link("a.test", type::cname, 300, "www.example")
+                     .done()};
+       },
+       false},
+      {"rubbish behind the header",
+       [&](const Seen& seen) -> std::vector<Packet> {
+         auto packet = reply_to(seen.packet).done();
+         packet[7] = 9;
+         return {packet};
+       },
+       false},
+      {"SERVFAIL",
+       [&](const Seen& seen) -> std::vector<Packet> {
+         return {reply_to(seen.packet, 0x8182).done()};
+       },
+       false},
+      {"a flood of forgeries before the truth",
+       [&](const Seen& seen) -> std::vector<Packet> {
+         std::vector<Packet> packets;
+         for (unsigned i = 1; i < 200; ++i) {
+           auto forged = reply_to(seen.packet).answer("www.example", type::a, 300, evil).done();
+           forged[1] = static_cast<std::uint8_t>(forged[1] ^ i);
+           packets.push_back(forged);
+         }
+         packets.push_back(good(seen));
+         return packets;
+       },
+       true},
+  };
+  for (const auto& entry : cases) {
+    CAPTURE(entry.what);
+    Lab lab;
+    lab.upstream.handle([&](const Seen& seen) { return std::optional(entry.says(seen)); });
+    lab.attach(1, {allow("www.example")});
+    const auto reply = Guest(lab, 1).ask("www.example", type::a);
+    if (entry.then_good) {
+      CHECK(reply.rcode == 0);
+      CHECK(reply.answers == std::vector<std::string>{"www.example 1 300 c6336401"});
+      CHECK(lab.learned(1) == std::vector<std::string>{"198.51.100.1"});
+    } else {
+      CHECK(reply.rcode == 2);
+      CHECK(reply.ede);
+      CHECK(lab.host.learned().empty());
+    }
+  }
+}
+
+TEST_CASE("a dead upstream: the next one answers; all dead: SERVFAIL, and that is remembered") {
+  ScriptedUpstream second;
+  second.add("www.example", type::a, 300, v4("198.51.100.1"));
+  SUBCASE("one of two, silent") {
+    Lab lab([&](auto& host) {
+      ScriptedUpstream gone;
+      host.configure("upstreams", std::vector<std::string>{gone.endpoint(), second.endpoint()});
+      host.configure("upstream_timeout", 100ms);
+    });
+    lab.attach(1, {allow("www.example")});
+    CHECK(Guest(lab, 1).ask("www.example", type::a).answers.size() == 1);
+  }
+  SUBCASE("one of two, mute") {
+    ScriptedUpstream mute;
+    mute.handle([](const Seen&) { return std::vector<Packet>{}; });
+    Lab lab([&](auto& host) {
+      host.configure("upstreams", std::vector<std::string>{mute.endpoint(), second.endpoint()});
+      host.configure("upstream_timeout", 100ms);
+    });
+    lab.attach(1, {allow("www.example")});
+    CHECK(Guest(lab, 1).ask("www.example", type::a).answers.size() == 1);
+    CHECK(mute.count() >= 1);
+  }
+  SUBCASE("one of two fails: the other may know") {
+    ScriptedUpstream broken;
+    broken.handle(
+        [](const Seen& seen) { return std::vector<Packet>{reply_to(seen.packet, 0x8182).done()}; });
+    Lab lab([&](auto& host) {
+      host.configure("upstreams", std::vector<std::string>{broken.endpoint(), second.endpoint()});
+    });
+    lab.attach(1, {allow("www.example")});
+    CHECK(Guest(lab, 1).ask("www.example", type::a).answers.size() == 1);
+  }
+  SUBCASE("all") {
+    Lab lab([&](auto& host) {
+      host.configure("upstream_timeout", 50ms);
+      host.configure("upstream_deadline", 300ms);
+    });
+    lab.upstream.handle([](const Seen&) { return std::vector<Packet>{}; });
+    lab.attach(1, {allow("*.example")});
+    Guest guest(lab, 1);
+    const auto reply = guest.ask("www.example", type::a);
+    CHECK(reply.rcode == 2);
+    CHECK(reply.ede == 22u);
+    const auto asked = lab.upstream.count();
+    CHECK(asked >= 2);  // tried again
+    CHECK(guest.ask("www.example", type::a).rcode == 2);
+    CHECK(lab.upstream.count() == asked);
+  }
+}
+
+TEST_CASE(
+    "questions to the upstream: random ports, ids and cases; our own EDNS, nothing of the "
+    "client's") {
+  Lab lab;
+  lab.upstream.handle([&](const Seen& seen) {
+    return std::vector<Packet>{
+        reply_to(seen.packet).answer(seen.name(), type::a, 300, v4("198.51.100.1")).done()};
+  });
+  lab.attach(1, {allow("*.example")});
+  Guest guest(lab, 1);
+  std::set<std::uint16_t> ids, ports;
+  std::set<Packet> cases;
+  for (int i = 0; i < 64; ++i) {
+    // With a cookie, which goes nowhere.
+    guest.send_raw(Build(0x0110, 9)
+                       .question("aaaaaaaaaaaaaaaaaaaa" + std::to_string(i) + ".example", type::a)
+                       .opt(4096, true, 0, 0, joined({two(10), two(8), bytes("12345678")}))
+                       .done());
+    CHECK(guest.receive().rcode == 0);
+  }
+  for (const auto& seen : lab.upstream.seen()) {
+    const auto query = view(seen.packet);
+    ids.insert(query.header().id());
+    ports.insert(seen.from);
+    cases.insert(Packet(seen.packet.begin() + 13, seen.packet.begin() + 33));
+    CHECK(query.edns().present);
+    CHECK(query.edns().udp_size == 1232);
+    CHECK(query.edns().dnssec_ok);
+    CHECK(query.header().checking_disabled());
+    CHECK(seen.packet.size() == 12 + query.question().wire.size() + 11);
+  }
+  CHECK(ids.size() >= 60);
+  CHECK(ports.size() >= 2);
+  CHECK(cases.size() >= 60);
+}
+
+TEST_CASE("a decider: asked where no rule speaks; its word counts for as long as it says") {
+  Lab lab([](auto& host) { host.set_decider(true); });
+  lab.upstream.add("www.example", type::a, 300, v4("198.51.100.1"));
+  lab.upstream.add("ruled.example", type::a, 300, v4("198.51.100.2"));
+  lab.attach(1, {allow("ruled.example"), deny("bad.example")});
+  Guest guest(lab, 1), other(lab, 1);
+
+  CHECK(guest.ask("ruled.example", type::a).answers.size() == 1);
+  CHECK(guest.ask("bad.example", type::a).rcode == 3);
+  CHECK(lab.host.asked().empty());
+
+  guest.send("www.example", type::a);
+  CHECK(lab.host.wait_until([&] { return lab.host.asked().size() == 1; }));
+  const auto asked = lab.host.asked().at(0);
+  CHECK(asked.query.name == "www.example");
+  CHECK(asked.query.attachment.value == 1);
+  CHECK(asked.query.type == type::a);
+  const auto upstream_before = lab.upstream.count();
+
+  SUBCASE("allow") {
+    other.send("www.example", type::a);  // the same question, not asked twice
+    lab.host.decided(
+        asked.query.id,
+        {.action = sdk::Decision::Action::allow, .ttl = 60s, .ports = {{6, false, 443, 443}}});
+    CHECK(guest.receive().answers.size() == 1);
+    CHECK(other.receive().answers.size() == 1);
+    const auto learned = lab.host.learned().back();
+    CHECK(learned.rule == SLUICE_NO_RULE);
+    CHECK(learned.ports.size() == 1);
+    CHECK(learned.addresses.at(0).text() == "198.51.100.1");
+    CHECK(guest.ask("www.example", type::a).answers.size() == 1);
+    CHECK(lab.host.asked().size() == 1);
+    lab.host.advance(61s);
+    guest.send("www.example", type::a);
+    CHECK(lab.host.wait_until([&] { return lab.host.asked().size() == 2; }));
+  }
+  SUBCASE("deny") {
+    lab.host.decided(asked.query.id,
+                     {.action = sdk::Decision::Action::deny, .reason = "not on Sundays"});
+    const auto reply = guest.receive();
+    CHECK(reply.rcode == 3);
+    CHECK(reply.ede_text == "not on Sundays");
+    CHECK(lab.upstream.count() == upstream_before);
+  }
+  SUBCASE("no word in time: closed") {
+    lab.host.decided(asked.query.id, {.reason = "too slow"});
+    const auto reply = guest.receive();
+    CHECK(reply.rcode == 2);
+    CHECK(lab.learned(1).size() == 1);
+    CHECK(lab.upstream.count() == upstream_before);
+  }
+  SUBCASE("addresses of its own, vetted and opened") {
+    lab.host.decided(asked.query.id, {.action = sdk::Decision::Action::allow,
+                                      .addresses = {sdk::Address::parse("192.0.2.9"),
+                                                    sdk::Address::parse("10.1.1.1"),
+                                                    sdk::Address::parse("2001:db8::9")},
+                                      .address_ttl = 30s});
+    const auto reply = guest.receive();
+    CHECK(reply.answers == std::vector<std::string>{"www.example 1 30 c0000209"});
+    CHECK(lab.learned(1).back() == "192.0.2.9");
+    CHECK(lab.upstream.count() == upstream_before);
+  }
+  SUBCASE("a decider that does not run: closed") {
+    lab.host.decided(asked.query.id, {.action = sdk::Decision::Action::deny});
+    (void)guest.receive();
+    lab.host.refuse("ask", EHOSTDOWN);
+    CHECK(guest.ask("third.example", type::a).rcode == 2);
+  }
+}
+
+TEST_CASE("budgets: a name too many under a wildcard, and a flood") {
+  Lab lab([](auto& host) {
+    host.configure("limit.names_per_wildcard", 10);
+    host.configure("limit.burst", 100);
+    host.configure("limit.rate", 1);
+  });
+  lab.upstream.handle([&](const Seen& seen) {
+    return std::vector<Packet>{
+        reply_to(seen.packet).answer(seen.name(), type::a, 300, v4("198.51.100.1")).done()};
+  });
+  lab.attach(1, {allow("*.example"), allow("exact.test")});
+  lab.attach(2, {allow("*.example")});
+  Guest guest(lab, 1);
+  for (int i = 0; i < 10; ++i)
+    CHECK(guest.ask("n" + std::to_string(i) + ".example", type::a).rcode == 0);
+  const auto refused = guest.ask("n10.example", type::a);
+  CHECK(refused.rcode == 2);
+  CHECK(lab.upstream.count() == 10);
+  CHECK(guest.ask("n3.example", type::a).rcode == 0);  // known already
+  CHECK(guest.ask("exact.test", type::a).rcode == 0);  // not under the wildcard
+  CHECK(Guest(lab, 2).ask("n10.example", type::a).rcode == 0);
+  for (int i = 0; i < 200; ++i) guest.send("n3.example", type::a);
+  CHECK(Guest(lab, 2).ask("n3.example", type::a).rcode == 0);
+  int answered = 0;
+  while (guest.receive_raw(500ms)) ++answered;
+  CHECK(answered < 100);
+}
+
+TEST_CASE("an answer that another server found is judged and opened the same way") {
+  Lab lab;
+  lab.attach(1, {allow("www.example"), deny("evil.test")});
+  const auto push = [&](sdk::Answer answer) {
+    answer.attachment = {1};
+    const auto id = lab.host.push_answer(answer);
+    CHECK(lab.host.wait_until([&] { return lab.host.push_result(id).has_value(); }));
+    return lab.host.push_result(id)->code;
+  };
+  const auto address = [](const char* text, std::uint32_t ttl) {
+    return sdk::Answer::Record{sdk::Address::parse(text), ttl};
+  };
+  CHECK(push({.name = "www.example",
+              .chain = {"edge.test"},
+              .addresses = {address("198.51.100.1", 120)}}) == 0);
+  CHECK(lab.learned(1) == std::vector<std::string>{"198.51.100.1"});
+  CHECK(lab.host.learned().at(0).ttl == 150s);
+  CHECK(push({.name = "other.example", .addresses = {address("198.51.100.2", 120)}}) == EACCES);
+  CHECK(push({.name = "www.example",
+              .chain = {"evil.test"},
+              .addresses = {address("198.51.100.2", 120)}}) == EACCES);
+  CHECK(push({.name = "www.example", .addresses = {address("10.0.0.1", 120)}}) == EACCES);
+  CHECK(push({.name = "a..b", .addresses = {}}) == EINVAL);
+  CHECK(lab.host.learned().size() == 1);
+}
+
+TEST_CASE("TCP: pipelined, answered out of order, and to nobody who is not known") {
+  Lab lab;
+  std::mutex held;
+  held.lock();
+  lab.upstream.add("slow.example", type::a, 300, v4("198.51.100.1"));
+  lab.upstream.handle([&](const Seen& seen) -> std::optional<std::vector<Packet>> {
+    if (seen.name() == "slow.example") const std::lock_guard wait(held);
+    return std::nullopt;
+  });
+  lab.attach(1, {allow("*.example")});
+  {
+    Guest nobody(lab, 1, true);
+    nobody.send("slow.example", type::a);
+    CHECK_FALSE(nobody.receive_raw());
+  }
+  lab.host.set_streams({1});
+  Guest guest(lab, 1, true);
+  const auto slow = guest.send("slow.example", type::a);
+  const auto quick = guest.send("denied.test", type::a);
+  const auto first = guest.receive();
+  CHECK(view(first.packet).header().id() == quick);
+  CHECK(first.rcode == 3);
+  held.unlock();
+  const auto second = guest.receive();
+  CHECK(view(second.packet).header().id() == slow);
+  CHECK(second.answers.size() == 1);
+  CHECK(lab.learned(1).size() == 1);
+
+  SUBCASE("half closed: what was asked is answered") {
+    guest.send("slow.example", type::a);
+    guest.half_close();
+    CHECK(guest.receive().answers.size() == 1);
+    CHECK_FALSE(guest.receive_raw());
+  }
+  SUBCASE("a frame that is no question ends it") {
+    const Packet huge = joined({two(5000), Packet(100)});
+    CHECK(::send(guest.fd(), huge.data(), huge.size(), MSG_NOSIGNAL) > 0);
+    CHECK_FALSE(guest.receive_raw());
+  }
+  SUBCASE("many at once") {
+    for (int i = 0; i < 500; ++i) guest.send("slow.example", type::a);
+    for (int i = 0; i < 500; ++i) CHECK(guest.receive().answers.size() == 1);
+  }
+}
+
+TEST_CASE("several workers, other servers while it runs, and a resync") {
+  ScriptedUpstream second;
+  second.add("www.example", type::a, 300, v4("198.51.100.2"));
+  Lab lab([](auto& host) { host.configure("workers", 3); });
+  lab.upstream.add("www.example", type::a, 0, v4("198.51.100.1"));
+  lab.attach(1, {allow("www.example")});
+  CHECK(lab.host.served().size() == 12);
+  Guest guest(lab, 1);
+  CHECK(guest.ask("www.example", type::a).answers.at(0).ends_with("c6336401"));
+  lab.host.configure("upstreams", std::vector<std::string>{second.endpoint()});
+  CHECK(lab.host.reconfigure());
+  CHECK(guest.ask("www.example", type::a).answers.at(0).ends_with("c6336402"));
+  lab.host.resync();
+  CHECK(guest.ask("www.example", type::a).rcode == 0);
+  lab.host.configure("upstreams", std::vector<std::string>{"nonsense"});
+  CHECK_THROWS_WITH(lab.host.reconfigure(), doctest::Contains("upstreams"));
+}
