@@ -35,7 +35,7 @@ bool answers_type(std::uint16_t asked, std::uint16_t type) {
 
 Name name_at(Bytes message, std::size_t offset) {
   Name name;
-  (void)read_name(message, offset, name);  // rdata_is_sound() has
+  (void)read_name(message, offset, name);  // parse() has
   return name;
 }
 
@@ -51,8 +51,6 @@ std::string_view describe(AnswerFault fault) {
       return "NXDOMAIN with data";
     case AnswerFault::not_in:
       return "a record that is not of class IN";
-    case AnswerFault::bad_rdata:
-      return "malformed record data";
     case AnswerFault::cname_conflict:
       return "two CNAMEs at one name";
     case AnswerFault::cname_and_data:
@@ -113,7 +111,6 @@ std::expected<void, AnswerFault> Answer::collect_links(const MessageView& respon
   for (const Record& record : response.records()) {
     if (record.section != Section::answer) break;
     if (record.klass != kClassIn) return std::unexpected(AnswerFault::not_in);
-    if (!response.rdata_is_sound(record)) return std::unexpected(AnswerFault::bad_rdata);
     if (record.type != type::cname && record.type != type::dname) continue;
     if (link_records_ == links_.size()) return std::unexpected(AnswerFault::too_many_links);
     links_[link_records_++] = {.offset = record.offset,
@@ -258,9 +255,9 @@ std::expected<void, AnswerFault> Answer::collect_hints(const MessageView& respon
                                                        const Record& record) {
   const std::size_t target_at = record.ttl_offset + 6 + 2;
   Name target;
-  const auto params_at = read_name(response.bytes(), target_at, target);
-  if (!params_at) return std::unexpected(AnswerFault::bad_rdata);
-  Bytes params = response.bytes().subspan(*params_at, record.end() - *params_at);
+  const std::size_t params_at =
+      read_name(response.bytes(), target_at, target).value_or(record.end());
+  Bytes params = response.bytes().subspan(params_at, record.end() - params_at);
   std::size_t name = chain_ - 1;  // "." is the owner itself (RFC 9460 section 2.5.2)
   bool named = target.is_root();
   while (!params.empty()) {
@@ -291,8 +288,7 @@ std::optional<std::uint32_t> negative_ttl(const MessageView& response, const Nam
     if (record.section != Section::authority || record.type != type::soa ||
         record.klass != kClassIn)
       continue;
-    if (!response.rdata_is_sound(record) || !name.is_same_or_below(response.owner(record)))
-      continue;
+    if (!name.is_same_or_below(response.owner(record))) continue;
     const std::uint32_t minimum = load32(record.rdata.data() + record.rdata.size() - 4);
     return std::min(sane_ttl(record.ttl), sane_ttl(minimum));
   }

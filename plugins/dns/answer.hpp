@@ -15,7 +15,6 @@
 // | rcode other than NOERROR and NXDOMAIN             | refuse                   |
 // | NXDOMAIN, and yet data at the chain's end         | refuse                   |
 // | answer section: class other than IN               | refuse                   |
-// | answer section: malformed data of a known type    | refuse                   |
 // | two CNAMEs at a name of the chain, two targets    | refuse                   |
 // | CNAME and other data at a name of the chain (*)   | refuse                   |
 // | DNAME, and a CNAME that does not agree with it    | refuse                   |
@@ -66,7 +65,6 @@ enum class AnswerFault : std::uint8_t {
   rcode,
   contradiction,  // of rcode and data
   not_in,         // class
-  bad_rdata,
   cname_conflict,
   cname_and_data,
   dname_conflict,

@@ -22,12 +22,15 @@ bool options_fill(Bytes options) {
   return true;
 }
 
-// Owner names are mostly a pointer to the question, which has been checked.
-std::expected<std::size_t, NameError> skip_owner(Bytes message, std::size_t offset) {
+// Owner names are mostly a pointer to the question, which has been read.
+std::expected<std::size_t, NameError> skip_owner(Bytes message, std::size_t offset,
+                                                 NamePlaces& places) {
   if (message.size() - offset >= 2 && message[offset] == 0xc0 &&
-      message[offset + 1] == kHeaderSize && offset > kHeaderSize)
+      message[offset + 1] == kHeaderSize) {
+    places.mark(offset);
     return offset + 2;
-  return skip_name(message, offset);
+  }
+  return skip_name(message, offset, places);
 }
 
 }  // namespace
@@ -42,6 +45,10 @@ std::string_view describe(ParseError error) {
       return "more than one question";
     case ParseError::question:
       return "the question does not read";
+    case ParseError::too_long:
+      return "longer than 65535 bytes";
+    case ParseError::rdata:
+      return "a record's data does not read";
     case ParseError::record:
       return "a record does not read";
     case ParseError::two_opts:
@@ -58,6 +65,7 @@ std::string_view describe(ParseError error) {
 
 std::expected<MessageView, ParseError> MessageView::parse(Bytes message) {
   if (message.size() < kHeaderSize) return std::unexpected(ParseError::too_short);
+  if (message.size() > UINT16_MAX) return std::unexpected(ParseError::too_long);
   const Header header(message);
   if (header.questions() != 1)
     return std::unexpected(header.questions() == 0 ? ParseError::no_question
@@ -67,6 +75,8 @@ std::expected<MessageView, ParseError> MessageView::parse(Bytes message) {
   // No pointer can be right in the first name: nothing but the header is in front of it.
   const auto name_end = read_name(message, kHeaderSize, view.question_.name);
   if (!name_end || message.size() - *name_end < 4) return std::unexpected(ParseError::question);
+  NamePlaces places(message.size());
+  (void)skip_name(message, kHeaderSize, places);
   view.question_.type = load16(message.data() + *name_end);
   view.question_.klass = load16(message.data() + *name_end + 2);
   view.question_.wire = message.subspan(kHeaderSize, *name_end + 4 - kHeaderSize);
@@ -78,15 +88,18 @@ std::expected<MessageView, ParseError> MessageView::parse(Bytes message) {
     if (section == 2) view.additional_ = static_cast<std::uint32_t>(at);
     for (std::uint32_t i = 0; i < counts[section]; ++i) {
       const std::size_t start = at;
-      const auto owner_end = skip_owner(message, at);
+      const auto owner_end = skip_owner(message, at, places);
       if (!owner_end || message.size() - *owner_end < kRecordFixed)
         return std::unexpected(ParseError::record);
       const std::uint8_t* fixed = message.data() + *owner_end;
       const std::size_t length = load16(fixed + 8);
       at = *owner_end + kRecordFixed;
       if (message.size() - at < length) return std::unexpected(ParseError::record);
+      const std::uint16_t kind = load16(fixed);
+      if (!rdata_is_sound(message, kind, at, length, places))
+        return std::unexpected(ParseError::rdata);
       at += length;
-      if (load16(fixed) != type::opt) continue;
+      if (kind != type::opt) continue;
       if (section != 2 || message[start] != 0) return std::unexpected(ParseError::misplaced_opt);
       if (view.edns_.present) return std::unexpected(ParseError::two_opts);
       if (!options_fill(message.subspan(at - length, length)))
@@ -152,10 +165,6 @@ Name MessageView::owner(const Record& record) const {
   Name name;
   (void)read_name(message_, record.offset, name);  // parse() has
   return name;
-}
-
-bool MessageView::rdata_is_sound(const Record& record) const {
-  return dns::rdata_is_sound(message_, record.type, record.ttl_offset + 6, record.rdata.size());
 }
 
 std::expected<MessageView, QueryFault> read_query(Bytes message) {

@@ -8,8 +8,6 @@
 //   for (const Record& record : message->records())
 //     if (record.section == Section::answer && record.type == type::a) use(record.rdata);
 //
-// What is inside a record's data is not checked here, except by rdata_is_sound().
-//
 // Sources: RFC 1035 section 4, RFC 6891 (EDNS), RFC 9619 (one question).
 #pragma once
 
@@ -80,7 +78,9 @@ enum class ParseError : std::uint8_t {
   no_question,     // QDCOUNT 0
   many_questions,  // QDCOUNT over 1
   question,        // the question's name, type or class does not read
+  too_long,        // over 65535 bytes
   record,          // a record's name does not read, or it ends outside
+  rdata,           // a known type's data does not read, or does not fill its length
   two_opts,        // RFC 6891 section 6.1.1
   misplaced_opt,   // outside the additional section, or its owner is not the root
   bad_options,     // the OPT's options do not fill its data exactly
@@ -181,11 +181,6 @@ class MessageView {
   [[nodiscard]] bool owner_is(const Record& record, const Name& name) const {
     return name_at_is(message_, record.offset, name);
   }
-
-  // Whether the data of a type that this code knows the inside of (addresses, types with names that
-  // may be compressed, SVCB and HTTPS) is well-formed and fills its length; true for all other
-  // types.
-  [[nodiscard]] bool rdata_is_sound(const Record& record) const;
 
  private:
   MessageView() = default;

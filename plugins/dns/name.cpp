@@ -49,9 +49,11 @@ bool equal_lower(const std::uint8_t* any_case, const std::uint8_t* lower_case, s
 }
 
 // One walk for all readers. `piece(from, size)` gets each run of whole labels, length bytes
-// included, the last with the root's zero; the sum of their sizes is at most 255.
+// included, the last with the root's zero; the sum of their sizes is at most 255. With `places`, see
+// skip_name().
 template <typename Piece>
-std::expected<std::size_t, NameError> walk(Bytes message, std::size_t offset, Piece&& piece) {
+std::expected<std::size_t, NameError> walk(Bytes message, std::size_t offset, Piece&& piece,
+                                           NamePlaces* places = nullptr) {
   std::size_t next = 0;  // behind the name where it stands; 0: no pointer followed yet
   std::size_t total = 0;
   std::size_t hops = 0;
@@ -60,6 +62,7 @@ std::expected<std::size_t, NameError> walk(Bytes message, std::size_t offset, Pi
   for (;;) {
     if (at >= message.size()) return std::unexpected(NameError::cut_short);
     const std::uint8_t length = message[at];
+    if (places && next == 0) places->mark(at);
     if (length == 0) {
       total += at + 1 - start;
       if (total > kLongestName) return std::unexpected(NameError::too_long);
@@ -75,7 +78,8 @@ std::expected<std::size_t, NameError> walk(Bytes message, std::size_t offset, Pi
     if ((length & kPointer) != kPointer) return std::unexpected(NameError::label_type);
     if (at + 2 > message.size()) return std::unexpected(NameError::cut_short);
     const std::size_t target = load16(message.data() + at) & 0x3fff;
-    if (target >= start || target < kHeaderSize) return std::unexpected(NameError::pointer);
+    if (target >= start || target < kHeaderSize || (places && !places->has(target)))
+      return std::unexpected(NameError::pointer);
     if (++hops > kMostLabels) return std::unexpected(NameError::too_many_hops);
     piece(message.data() + start, at - start);
     total += at - start;
@@ -302,6 +306,12 @@ std::expected<std::size_t, NameError> read_name(Bytes message, std::size_t offse
 
 std::expected<std::size_t, NameError> skip_name(Bytes message, std::size_t offset) {
   return walk(message, offset, [](const std::uint8_t*, std::size_t) {});
+}
+
+std::expected<std::size_t, NameError> skip_name(Bytes message, std::size_t offset,
+                                                NamePlaces& places) {
+  return walk(
+      message, offset, [](const std::uint8_t*, std::size_t) {}, &places);
 }
 
 std::expected<Expanded, NameError> expand_name(Bytes message, std::size_t offset,

@@ -31,7 +31,7 @@ enum class NameError : std::uint8_t {
   cut_short,       // the message ends inside the name
   label_type,      // a length byte of 0x40 to 0xbf: extended labels (RFC 6891 ended them)
   too_long,        // over 255 bytes when expanded
-  pointer,         // a compression pointer that does not point backward, or into the header
+  pointer,         // a compression pointer that does not point backward, or not to a name
   too_many_hops,   // over 127 pointers
   empty_label,     // text only: "a..b", ".a"
   label_too_long,  // text only
@@ -133,6 +133,25 @@ class Name {
 
 // The same checks without building the name.
 [[nodiscard]] std::expected<std::size_t, NameError> skip_name(Bytes message, std::size_t offset);
+
+// Where names stand in a message that is read front to back: where each label begins, and each
+// pointer.
+class NamePlaces {
+ public:
+  // For a message of `size` bytes, 65535 at most.
+  explicit NamePlaces(std::size_t size) { std::memset(bits_.data(), 0, (size / 64 + 1) * 8); }
+  void mark(std::size_t offset) { bits_[offset / 64] |= std::uint64_t{1} << offset % 64; }
+  [[nodiscard]] bool has(std::size_t offset) const { return bits_[offset / 64] >> offset % 64 & 1; }
+
+ private:
+  std::array<std::uint64_t, 1024> bits_;  // written as far as the message goes only
+};
+
+// skip_name(), and a pointer must go to one of `places`: to a name that has been read, never into
+// TTLs or other bytes that change on the way and would make another name. Adds this name's own
+// places.
+[[nodiscard]] std::expected<std::size_t, NameError> skip_name(Bytes message, std::size_t offset,
+                                                              NamePlaces& places);
 
 // The same, expanded into `out` with its case as it stands; returns {offset behind, bytes written}.
 struct Expanded {

@@ -2,7 +2,6 @@
 #include "dns/rdata.hpp"
 
 #include "dns/message.hpp"
-#include "dns/name.hpp"
 
 namespace sluice::dns {
 namespace {
@@ -82,7 +81,8 @@ std::string_view rdata_layout(std::uint16_t type) {
   }
 }
 
-bool rdata_is_sound(Bytes message, std::uint16_t type, std::size_t offset, std::size_t size) {
+bool rdata_is_sound(Bytes message, std::uint16_t type, std::size_t offset, std::size_t size,
+                    NamePlaces& places) {
   const std::string_view layout = rdata_layout(type);
   if (layout.empty()) return true;
   const std::size_t end = offset + size;
@@ -107,7 +107,7 @@ bool rdata_is_sound(Bytes message, std::uint16_t type, std::size_t offset, std::
         at += 1 + std::size_t{message[at]};
         break;
       case 'n': {
-        const auto next = skip_name(within, at);
+        const auto next = skip_name(within, at, places);
         if (!next) return false;
         at = *next;
         break;
@@ -116,6 +116,7 @@ bool rdata_is_sound(Bytes message, std::uint16_t type, std::size_t offset, std::
         for (std::size_t start = at;;) {
           if (at >= end || message[at] > kLongestLabel) return false;
           const std::uint8_t length = message[at];
+          places.mark(at);
           at += 1 + std::size_t{length};
           if (at > end || at - start > kLongestName) return false;
           if (length == 0) break;

@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "dns/bytes.hpp"
+#include "dns/name.hpp"
 
 namespace sluice::dns {
 
@@ -17,9 +18,9 @@ namespace sluice::dns {
 [[nodiscard]] std::string_view rdata_layout(std::uint16_t type);
 
 // Whether data of `size` bytes at `offset`, which lies inside the message, reads by its type's
-// layout and is used up by it. Opaque types are sound.
+// layout and is used up by it; its names as by skip_name(). Opaque types are sound.
 [[nodiscard]] bool rdata_is_sound(Bytes message, std::uint16_t type, std::size_t offset,
-                                  std::size_t size);
+                                  std::size_t size, NamePlaces& places);
 
 // SVCB parameters (RFC 9460 section 2.2) read one after the other.
 struct SvcParam {
@@ -28,7 +29,7 @@ struct SvcParam {
 };
 inline constexpr std::uint16_t kSvcMandatory = 0, kSvcIpv4Hint = 4, kSvcIpv6Hint = 6;
 
-// Takes the first parameter off `params`, which rdata_is_sound() has accepted and is not empty.
+// Takes the first parameter off `params`, which parse() has found sound and is not empty.
 [[nodiscard]] SvcParam take_svc_param(Bytes& params);
 
 }  // namespace sluice::dns

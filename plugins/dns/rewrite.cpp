@@ -129,10 +129,8 @@ class Rewriter {
 
   // Only what says that there is nothing (RFC 2308, RFC 4035).
   bool authority_record(const Record& record) {
-    if (record.klass != kClassIn ||
-        (record.type != type::soa && record.type != type::nsec && record.type != type::nsec3 &&
-         record.type != type::rrsig) ||
-        !response_.rdata_is_sound(record))
+    if (record.klass != kClassIn || (record.type != type::soa && record.type != type::nsec &&
+                                     record.type != type::nsec3 && record.type != type::rrsig))
       return false;
     const std::size_t length_at = front(record, answer_.chain().size() - 1);
     plain_rdata(record);

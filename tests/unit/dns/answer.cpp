@@ -127,13 +127,6 @@ TEST_CASE("what is elsewhere grants nothing") {
        said(AnswerFault::rcode)},
       {"NXDOMAIN with data", asked(type::a, 0x8183).answer("www.example", type::a, 60, kOne),
        said(AnswerFault::contradiction)},
-      {"A of 3 bytes", asked().answer("www.example", type::a, 60, Packet(3)),
-       said(AnswerFault::bad_rdata)},
-      {"AAAA of 4 bytes", asked(type::aaaa).answer("www.example", type::aaaa, 60, Packet(4)),
-       said(AnswerFault::bad_rdata)},
-      {"bad data elsewhere",
-       asked().answer("www.example", type::a, 60, kOne).answer("x", type::aaaa, 60, kOne),
-       said(AnswerFault::bad_rdata)},
   });
 }
 
@@ -212,8 +205,6 @@ TEST_CASE("one chain of CNAMEs, in any order of records") {
       {"CNAME and ANY",
        cname(asked(type::any), "www.example", "b.example").answer("b.example", type::a, 60, kOne),
        "!www.example:"},
-      {"CNAME malformed", Build(start).answer("www.example", type::cname, 60, {3, 'a'}),
-       said(AnswerFault::bad_rdata)},
       {"CNAME to the root", cname(start, "www.example", ".").answer(".", type::a, 60, kOne),
        "www.example > .: 192.0.2.1/60"},
   });
@@ -341,9 +332,6 @@ TEST_CASE("hints are addresses of their target") {
        "www.example > b.example: b.example=192.0.2.1/60"},
       {"elsewhere", asked(type::https).answer("x.example", type::https, 60, svc(1, ".", hints)),
        "!www.example:"},
-      {"malformed", https(svc(1, ".", param(4, Packet(3)))), said(AnswerFault::bad_rdata)},
-      {"malformed elsewhere", asked().answer("x", type::svcb, 60, svc(1, ".", param(6, Packet(4)))),
-       said(AnswerFault::bad_rdata)},
       {"SVCB", asked(type::svcb).answer("www.example", type::svcb, 60, svc(1, "t", param(4, kOne))),
        "www.example: t=192.0.2.1/60"},
       {"SVCB where HTTPS was asked",
@@ -390,7 +378,7 @@ TEST_CASE("an answer is read anew each time, and an error leaves nothing of the 
                           .done();
   const Packet bad = asked()
                          .answer("www.example", type::a, 60, kOne)
-                         .answer("www.example", type::a, 60, {})
+                         .answer("www.example", type::a, 60, kTwo, 3)
                          .done();
   const auto good_view = view(good);
   const auto bad_view = view(bad);
@@ -454,7 +442,6 @@ TEST_CASE("how long a negative answer holds") {
            Case{"none", asked(), std::nullopt},
            Case{"not above", asked().authority("other.example", type::soa, 60, soa("ns", 300)),
                 std::nullopt},
-           Case{"malformed", asked().authority("example", type::soa, 60, Packet(5)), std::nullopt},
            Case{"in the answer", asked().answer("example", type::soa, 60, soa("ns", 300)),
                 std::nullopt},
            Case{"in the additional", asked().additional("example", type::soa, 60, soa("ns", 300)),

@@ -278,12 +278,20 @@ TEST_CASE("what is done with a client's message") {
   }
 }
 
-TEST_CASE("rdata of known types fills its length") {
+TEST_CASE("data of known types fills its length, in every section") {
   const auto sound = [](unsigned kind, const Packet& rdata) {
-    const Packet packet =
-        Build().question("q.example", type::a).answer("q.example", kind, 1, rdata).done();
-    const auto message = view(packet);
-    return message.rdata_is_sound(*message.records().begin());
+    std::string read;
+    for (const Section section : {Section::answer, Section::authority, Section::additional}) {
+      const Packet packet = Build()
+                                .question("q.example", type::a)
+                                .record(section, "q.example", kind, 1, rdata)
+                                .done();
+      const std::string once = read_as(packet);
+      CHECK((read.empty() || read == once));
+      read = once;
+    }
+    if (read != "fine") CHECK(read == said(ParseError::rdata));
+    return read == "fine";
   };
   struct Row {
     std::string what;
@@ -339,4 +347,34 @@ TEST_CASE("rdata of known types fills its length") {
     CAPTURE(row.what);
     CHECK(sound(row.kind, row.rdata) == row.sound);
   }
+}
+
+TEST_CASE("a pointer goes to a name that has been read, and nowhere else") {
+  // Question at 12, its name 13 bytes; the first record's name at 29, type 31, class 33, TTL 35,
+  // length 39, data 41.
+  const auto owner_at = [](unsigned target, const Packet& first_rdata = four(0),
+                           unsigned first_type = type::a) {
+    return read_as(
+        Build()
+            .compress()
+            .question("www.example", type::a)
+            .answer("www.example", first_type, 0, first_rdata)
+            .append(joined({two(0xc000 | target), two(type::a), two(1), four(60), two(4), four(0)}))
+            .put16(6, 2)
+            .done());
+  };
+  for (unsigned target = 0; target < 60; ++target) {
+    CAPTURE(target);
+    // A TTL or an address of zeros would read as the root.
+    const bool name_begins = target == 12 || target == 16 || target == 24 || target == 29;
+    CHECK(owner_at(target) == (name_begins ? "fine" : said(ParseError::record)));
+  }
+  // Names in data count, where the type is known to hold one.
+  CHECK(owner_at(41, wire("x.y"), type::cname) == "fine");
+  CHECK(owner_at(43, wire("x.y"), type::cname) == "fine");
+  CHECK(owner_at(42, wire("x.y"), type::cname) == said(ParseError::record));
+  CHECK(owner_at(43, joined({two(5), wire("x")}), type::mx) == "fine");
+  CHECK(owner_at(41, joined({two(5), wire("x")}), type::mx) == said(ParseError::record));
+  CHECK(owner_at(43, svc(1, "x"), type::https) == "fine");
+  CHECK(owner_at(41, wire("x.y"), 65280) == said(ParseError::record));
 }
