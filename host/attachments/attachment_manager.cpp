@@ -93,6 +93,21 @@ Status check_rule(const Rule& rule, std::uint32_t index) {
   for (const auto& range : rule.ports) {
     if (auto status = range.check(); !status) return at(std::move(status.error()));
   }
+  const bool has_attributes = !rule.ranges.empty() || !rule.types.empty() || rule.public_suffix;
+  if (has_attributes && (rule.prefix || rule.action != Action::allow)) {
+    return at({.message = fmt::format("rule {} ({}): ranges, types and public_suffix belong to "
+                                      "domain rules that allow",
+                                      index, rule.name)});
+  }
+  for (const auto& range : rule.ranges) {
+    if (auto status = range.check(); !status) return at(std::move(status.error()));
+  }
+  for (const auto type : rule.types) {
+    // RFC 6895: 0 is reserved, 41 is OPT, 128 to 255 ask for more than one type or are no data.
+    if (type != 0 && type != 41 && (type < 128 || type > 255)) continue;
+    return at({.message = fmt::format("rule {} ({}): {} is no type of record that a name can have",
+                                      index, rule.name, type)});
+  }
   return {};
 }
 
@@ -521,7 +536,7 @@ bool AttachmentManager::settle_domain_rules(Attachment& attachment, BootTime now
     for (const auto& rule : before->rules) {
       const auto& candidates = places[rule.domain];
       const auto place = std::ranges::find_if(candidates, [&](std::uint32_t i) {
-        return rules->rules[i].action == rule.action && rules->rules[i].ports == rule.ports;
+        return rules->rules[i].same_effect(rule);
       });
       now_at.push_back(place == candidates.end() ? LearnedTable::kGone : *place);
     }

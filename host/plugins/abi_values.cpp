@@ -12,6 +12,8 @@ constexpr std::array<std::uint8_t, 12> kMapped{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xf
 // is read.
 constexpr std::size_t kMostLabels = 1024;
 constexpr std::size_t kLongestText = 1 << 16;
+constexpr std::size_t kMostRanges = 1024;  // of one rule
+constexpr std::size_t kMostTypes = 256;    // likewise
 
 Result<std::string> text_from(const sluice_string& raw, const char* what) {
   if (raw.length > kLongestText)
@@ -20,6 +22,27 @@ Result<std::string> text_from(const sluice_string& raw, const char* what) {
   if (raw.length > 0 && raw.data == nullptr)
     return fail("{} has a length of {} and no data", what, raw.length);
   return std::string(view(raw));
+}
+
+Result<Prefix> prefix_from(const sluice_prefix& raw) {
+  Prefix prefix;
+  prefix.family = raw.family;
+  prefix.length = raw.length;
+  std::memcpy(prefix.address.data(), raw.address, sizeof raw.address);
+  if (auto status = prefix.check(); !status) return std::unexpected(status.error());
+  return prefix;
+}
+
+Status read_attributes(const sluice_rule& raw, Rule& rule) {
+  auto ranges = prefixes_from(raw.ranges, raw.range_count);
+  if (!ranges) return std::unexpected(ranges.error());
+  rule.ranges = std::move(*ranges);
+  if (raw.type_count > kMostTypes)
+    return fail_with(E2BIG, "{} types; at most {} are taken", raw.type_count, kMostTypes);
+  if (raw.type_count > 0 && raw.types == nullptr) return fail("its types have no data");
+  rule.types.assign(raw.types, raw.types + raw.type_count);
+  rule.public_suffix = (raw.flags & SLUICE_RULE_PUBLIC_SUFFIX) != 0;
+  return {};
 }
 
 Result<Rule> rule_from(const sluice_rule& raw) {
@@ -52,6 +75,7 @@ Result<Rule> rule_from(const sluice_rule& raw) {
   auto ports = ports_from(raw.ports, raw.port_count);
   if (!ports) return std::unexpected(ports.error());
   rule.ports = std::move(*ports);
+  if (auto status = read_attributes(raw, rule); !status) return std::unexpected(status.error());
   rule.expires = BootTime{raw.expires};
   return rule;
 }
@@ -209,6 +233,19 @@ Result<std::vector<PortRange>> ports_from(const sluice_port_range* raw, std::siz
   return all;
 }
 
+Result<std::vector<Prefix>> prefixes_from(const sluice_prefix* raw, std::size_t count) {
+  if (count > kMostRanges)
+    return fail_with(E2BIG, "{} ranges; at most {} are taken", count, kMostRanges);
+  if (count > 0 && raw == nullptr) return fail("its ranges have no data");
+  std::vector<Prefix> prefixes;
+  for (std::size_t i = 0; i < count; ++i) {
+    auto prefix = prefix_from(raw[i]);
+    if (!prefix) return std::unexpected(prefix.error());
+    prefixes.push_back(*prefix);
+  }
+  return prefixes;
+}
+
 Result<std::string> fd_name_from(const sluice_string& raw) {
   const auto name = view(raw);
   const auto allowed = [](unsigned char c) {
@@ -332,6 +369,18 @@ RawRules::RawRules(const std::vector<Rule>& rules) {
     one.port_count = ports.size();
     one.expires = rule.expires.nanoseconds;
     one.name = raw(rule.name);
+    auto& ranges = ranges_.emplace_back();
+    for (const auto& range : rule.ranges) {
+      auto& copied = ranges.emplace_back();
+      copied.family = range.family;
+      copied.length = range.length;
+      std::copy_n(range.address.begin(), sizeof copied.address, copied.address);
+    }
+    one.ranges = ranges.data();
+    one.range_count = ranges.size();
+    one.types = rule.types.data();
+    one.type_count = rule.types.size();
+    one.flags = rule.public_suffix ? SLUICE_RULE_PUBLIC_SUFFIX : 0u;
     raw_.push_back(one);
   }
 }

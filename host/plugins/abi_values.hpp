@@ -45,6 +45,8 @@ const T* element(const T* first, std::size_t index) {
     const sluice_address* raw, std::size_t count);
 [[nodiscard]] Result<std::vector<PortRange>> ports_from(const sluice_port_range* raw,
                                                         std::size_t count);
+[[nodiscard]] Result<std::vector<Prefix>> prefixes_from(const sluice_prefix* raw,
+                                                        std::size_t count);
 // What a descriptor may be kept under.
 [[nodiscard]] Result<std::string> fd_name_from(const sluice_string& raw);
 [[nodiscard]] std::vector<OptionDeclaration> declarations_of(const sluice_plugin& table);
@@ -85,6 +87,7 @@ class RawRules {
 
  private:
   std::deque<std::vector<sluice_port_range>> ports_;
+  std::deque<std::vector<sluice_prefix>> ranges_;
   std::vector<sluice_rule> raw_;
 };
 

@@ -9,6 +9,16 @@
 #include "plugins/plugin_run.hpp"
 
 namespace sluice {
+namespace {
+
+// Who has a say in what an attachment may do.
+bool is_source(const Library& library) {
+  return std::ranges::any_of(std::array{SLUICE_ROLE_POLICY_SOURCE, SLUICE_ROLE_RESOLVER,
+                                        SLUICE_ROLE_DECIDER, SLUICE_ROLE_ANSWER_SOURCE},
+                             [&](std::uint32_t role) { return library.has_role(role); });
+}
+
+}  // namespace
 
 ConfigErrors check_wires(const PreparedPlugins& plugins, const std::vector<WireConfig>& wires,
                          const std::filesystem::path& file) {
@@ -28,11 +38,10 @@ ConfigErrors check_wires(const PreparedPlugins& plugins, const std::vector<WireC
                           fmt::format("[[wire]] {}: source \"{}\" is no plugin; add [plugin.{}] or "
                                       "correct the name",
                                       number, source, source)});
-      else if (!plugin->library->has_role(SLUICE_ROLE_POLICY_SOURCE) &&
-               !plugin->library->has_role(SLUICE_ROLE_RESOLVER))
+      else if (!is_source(*plugin->library))
         errors.push_back({file.string(), 0, 0,
                           fmt::format("[[wire]] {}: source \"{}\" ({}) decides no policy; name a "
-                                      "policy source or resolver there",
+                                      "policy source, resolver, decider or answer source there",
                                       number, source, plugin->config.library)});
     }
     if (wire.discovered_by.empty()) continue;

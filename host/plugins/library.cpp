@@ -98,8 +98,9 @@ Status check_version(const std::filesystem::path& file, AbiVersion version) {
                        : "rebuild it against this SDK");
 }
 
-constexpr std::uint32_t kRoles =
-    SLUICE_ROLE_DISCOVERY | SLUICE_ROLE_POLICY_SOURCE | SLUICE_ROLE_RESOLVER | SLUICE_ROLE_OBSERVER;
+constexpr std::uint32_t kRoles = SLUICE_ROLE_DISCOVERY | SLUICE_ROLE_POLICY_SOURCE |
+                                 SLUICE_ROLE_RESOLVER | SLUICE_ROLE_OBSERVER | SLUICE_ROLE_DECIDER |
+                                 SLUICE_ROLE_ANSWER_SOURCE;
 
 // What a table of the first release holds: later minors only append.
 constexpr std::size_t kSmallestTable =
@@ -158,10 +159,12 @@ Result<sluice_plugin> check_table(const std::string& name, const sluice_plugin* 
   if ((table.roles & kRoles) == 0)
     return fail(
         "{}: holds no role that this host knows (it says {:#x}); derive it from "
-        "sluice::Discovery, PolicySource, Resolver or Observer",
+        "sluice::Discovery, PolicySource, Resolver, Observer, Decider or AnswerSource",
         name, table.roles);
   if ((table.roles & SLUICE_ROLE_RESOLVER) != 0 && table.domain_rules == nullptr)
     return fail("{}: is a resolver without domain_rules(); implement it", name);
+  if ((table.roles & SLUICE_ROLE_DECIDER) != 0 && table.decide == nullptr)
+    return fail("{}: is a decider without decide(); implement it", name);
   if (auto status = check_options_of(name, table); !status) return std::unexpected(status.error());
   return table;
 }

@@ -69,8 +69,14 @@ struct Rule {
   std::vector<PortRange> ports;  // empty: every protocol and port
   BootTime expires;              // never, or the moment it ends (kernel clock)
   std::string name;              // for reports: who or what line it came from
+  // Of domain rules that allow.
+  std::vector<Prefix> ranges;        // reserved ranges whose addresses it may grant
+  std::vector<std::uint16_t> types;  // RR types let through beside A, AAAA, HTTPS and SVCB
+  bool public_suffix = false;        // its pattern may cover a public suffix ("*.com")
 
   bool operator==(const Rule&) const = default;
+  // Whether it opens and refuses the same: its name and its end aside.
+  [[nodiscard]] bool same_effect(const Rule& other) const;
 };
 
 // What one source says of one attachment. A source owns its layer whole.

@@ -38,6 +38,11 @@ void append(const Policy& policy, const RuleGroup& group, std::vector<sdk::Rule>
     out.push_back(rule);
   }
   rule.prefix.reset();
+  for (const auto& range : group.addresses)
+    rule.ranges.push_back(
+        {.address = {.family = range.family, .bytes = range.address}, .length = range.length});
+  rule.types = group.types;
+  rule.public_suffix = group.public_suffix;
   for (const auto& domain : group.domains) {
     rule.domain = domain;
     out.push_back(rule);
@@ -115,6 +120,13 @@ std::string Policy::digest() const {
     for (const auto& domain : group.domains) digest.add(domain);
     digest.add_number(group.prefixes.size());
     for (const auto& prefix : group.prefixes) digest.add(prefix);
+    // Only where they are set: the digests of policies without them are on disk already.
+    if (group.addresses.empty() && group.types.empty() && !group.public_suffix) continue;
+    digest.add_number(group.addresses.size());
+    for (const auto& range : group.addresses) digest.add(range);
+    digest.add_number(group.types.size());
+    for (const auto type : group.types) digest.add_number(type);
+    digest.add_number(group.public_suffix ? 1 : 0);
   }
   return digest.text();
 }

@@ -24,6 +24,10 @@ struct RuleGroup {
   std::vector<Prefix> prefixes;
   std::vector<std::string> domains;  // normal form
   std::vector<PortRange> ports;      // empty: every protocol and port
+  // Of its domains: reserved ranges they may resolve to, further RR types, leave for "*.com".
+  std::vector<Prefix> addresses;
+  std::vector<std::uint16_t> types;
+  bool public_suffix = false;
   std::optional<std::chrono::nanoseconds> ttl;
   std::string name;  // for reports: as given, else "agents:allow:2", the second allow of agents
 

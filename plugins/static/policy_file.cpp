@@ -10,7 +10,9 @@
 #include "config/duration.hpp"
 #include "config/table_reader.hpp"
 #include "config/toml_document.hpp"
+#include "domains/public_suffix.hpp"
 #include "static/domain_pattern.hpp"
+#include "static/record_type.hpp"
 
 namespace sluice::static_policy {
 namespace {
@@ -141,6 +143,9 @@ class PolicyRules {
                     .prefixes = {},
                     .domains = {},
                     .ports = {},
+                    .addresses = {},
+                    .types = {},
+                    .public_suffix = false,
                     .ttl = {},
                     .name = std::move(name)};
     TableReader table(node, action == Action::allow ? "an allow rule" : "a deny rule", errors);
@@ -159,6 +164,7 @@ class PolicyRules {
         errors.add(ttl->position, "ttl: " + duration.error().message);
     }
     read_ports(table, group, errors);
+    read_attributes(table, group, errors);
     read_domains(table, group, errors);
     const std::uint16_t ports = number_of_ports(group.ports);
     const bool has_targets = table.has("cidrs") || table.has("domains") || table.has("cidr_files");
@@ -197,6 +203,44 @@ class PolicyRules {
     std::ranges::sort(group.ports);
   }
 
+  // What is said of the domains of a rule.
+  static void read_attributes(TableReader& table, RuleGroup& group, ErrorList& errors) {
+    for (const auto* key : {"addresses", "types", "public_suffix"}) {
+      if (!table.has(key)) continue;
+      if (group.action != Action::allow)
+        table.error(fmt::format("{} belongs to an allow rule: a deny needs none", key));
+      else if (!table.has("domains"))
+        table.error(fmt::format("{} is about domains, and the rule names none", key));
+    }
+    if (const auto addresses = table.strings("addresses")) {
+      for (const auto& text : *addresses) {
+        const auto prefix = Prefix::parse(text.value);
+        if (!prefix)
+          errors.add(text.position, "addresses: " + prefix.error().message);
+        else if (std::ranges::find(group.addresses, *prefix) != group.addresses.end())
+          errors.add(text.position, fmt::format("addresses: {} stands here twice; remove one",
+                                                in_quotes(text.value)));
+        else
+          group.addresses.push_back(*prefix);
+      }
+    }
+    if (const auto types = table.strings("types")) {
+      for (const auto& text : *types) {
+        const auto type = parse_record_type(text.value);
+        if (!type)
+          errors.add(text.position, "types: " + type.error().message);
+        else if (std::ranges::find(group.types, *type) != group.types.end())
+          errors.add(text.position,
+                     fmt::format("types: {} stands here twice; remove one", in_quotes(text.value)));
+        else
+          group.types.push_back(*type);
+      }
+    }
+    std::ranges::sort(group.addresses);
+    std::ranges::sort(group.types);
+    group.public_suffix = table.boolean("public_suffix").value_or(false);
+  }
+
   static void read_domains(TableReader& table, RuleGroup& group, ErrorList& errors) {
     const auto domains = table.strings("domains");
     if (!domains) return;
@@ -205,6 +249,14 @@ class PolicyRules {
       auto pattern = normal_domain_pattern(text.value);
       if (!pattern) {
         errors.add(text.position, "domains: " + pattern.error().message);
+        continue;
+      }
+      if (group.action == Action::allow && !group.public_suffix &&
+          domains::covers_public_suffix(*pattern)) {
+        errors.add(text.position,
+                   fmt::format("domains: {} covers a public suffix: anybody may get a name below "
+                               "it. Name what you mean, or set public_suffix = true in this rule",
+                               in_quotes(text.value)));
         continue;
       }
       const auto [known, is_new] = seen.emplace(*pattern, text.position.line);

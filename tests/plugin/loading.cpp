@@ -34,7 +34,7 @@ TEST_CASE("a library built for another ABI is refused before its constructors ru
   stage.install("other_major");
   ::unsetenv("SLUICE_VILLAIN_OTHER_MAJOR_RAN");
   CHECK(refusal_of(stage, "other_major") ==
-        "[plugin.one]: other_major.so: built for plugin ABI 2.0, this host speaks 1.0; install the "
+        "[plugin.one]: other_major.so: built for plugin ABI 2.0, this host speaks 1.1; install the "
         "sluiced it was "
         "built for, or rebuild it against this SDK");
   CHECK(::getenv("SLUICE_VILLAIN_OTHER_MAJOR_RAN") == nullptr);

@@ -847,6 +847,52 @@ TEST_CASE("one denied address among many learns none of them") {
   CHECK(stage.in_kernel(id).learned.empty());
 }
 
+TEST_CASE("attributes of domain rules: where they may stand and what they may say") {
+  Stage stage(config_of({wire({"one", "dns"})}));
+  const auto id = stage.attach(tap("tap1", 7));
+  auto inside = allow_name("a.org");
+  inside.ranges = {*Prefix::parse("10.0.0.0/8")};
+  inside.types = {15, 65280};
+  inside.public_suffix = true;
+  REQUIRE(stage.manager.replace_layer("one", id, allowlist({inside})));
+
+  const auto refused = [&](Rule rule) {
+    auto result = stage.manager.replace_layer("one", id, allowlist({allow_name("b.org"), rule}));
+    return !result && result.error().rule_index == 1;
+  };
+  auto denied = inside;
+  denied.action = Action::deny;
+  CHECK(refused(denied));
+  auto prefix = allow("192.0.2.0/24");
+  prefix.types = {15};
+  CHECK(refused(prefix));
+  auto crooked = inside;
+  crooked.ranges[0].length = 4;
+  CHECK(refused(crooked));
+  for (const std::uint16_t type : {0, 41, 252, 255}) {
+    auto meta = inside;
+    meta.types = {type};
+    CHECK(refused(meta));
+  }
+}
+
+TEST_CASE("a rule that grants other ranges is another rule: what it opened goes") {
+  Stage stage(config_of({wire({"one", "dns"})}));
+  const auto id = stage.attach(tap("tap1", 7));
+  auto inside = allow_name("a.org");
+  inside.ranges = {*Prefix::parse("10.0.0.0/8")};
+  REQUIRE(stage.manager.replace_layer("one", id, allowlist({inside})));
+  const auto address = mapped("10.0.0.7");
+  REQUIRE(stage.manager.learn("dns", id, std::span(&address, 1), 60'000'000'000, 0, 0));
+  CHECK(stage.passes(id, to("10.0.0.7")));
+  auto renamed = inside;
+  renamed.name = "renamed";
+  REQUIRE(stage.manager.replace_layer("one", id, allowlist({renamed})));
+  CHECK(stage.passes(id, to("10.0.0.7")));
+  REQUIRE(stage.manager.replace_layer("one", id, allowlist({allow_name("a.org")})));
+  CHECK_FALSE(stage.passes(id, to("10.0.0.7")));
+}
+
 TEST_CASE("a removed rule revokes what only it opened, at once, and cuts it") {
   Stage stage(config_of({wire({"one", "dns"})}));
   const auto id = stage.attach(tap("tap1", 7));

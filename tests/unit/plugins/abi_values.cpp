@@ -29,7 +29,13 @@ TEST_CASE("rules come back as they went") {
   prefix.name = "here";
   Rule domain;
   domain.domain = ".example.org";
-  const std::vector<Rule> rules{prefix, domain};
+  Rule inside;
+  inside.action = Action::allow;
+  inside.domain = "*.corp";
+  inside.ranges = {*Prefix::parse("10.0.0.0/8"), *Prefix::parse("fd00::/8")};
+  inside.types = {15, 65280};
+  inside.public_suffix = true;
+  const std::vector<Rule> rules{prefix, domain, inside};
   const abi::RawRules raw(rules);
   const auto back = abi::rules_from(raw.data(), raw.size());
   REQUIRE(back.has_value());
@@ -43,6 +49,54 @@ TEST_CASE("a rule at fault is named by its index") {
   REQUIRE_FALSE(result.has_value());
   CHECK(result.error().rule_index == 2);
   CHECK(result.error().message.starts_with("rule 2: "));
+}
+
+TEST_CASE("a rule of a plugin built before there were attributes has none") {
+  std::array<char, 2 * offsetof(sluice_rule, ranges)> old{};
+  for (int i = 0; i < 2; ++i) {
+    auto rule = raw_rule();
+    rule.size = offsetof(sluice_rule, ranges);
+    rule.range_count = 99;  // not the old writer's: beyond its size
+    std::memcpy(old.data() + i * rule.size, &rule, rule.size);
+  }
+  const auto result = abi::rules_from(reinterpret_cast<const sluice_rule*>(old.data()), 2);
+  REQUIRE(result.has_value());
+  CHECK(result->at(1).ranges.empty());
+}
+
+TEST_CASE("attributes without data, without end or with host bits are refused") {
+  auto rule = raw_rule();
+  rule.range_count = 1;
+  CHECK_FALSE(abi::rules_from(&rule, 1).has_value());
+  const sluice_prefix crooked{.family = 4, .length = 8, .reserved = {}, .address = {10, 1}};
+  rule.ranges = &crooked;
+  CHECK_FALSE(abi::rules_from(&rule, 1).has_value());
+  rule.range_count = 1'000'000;
+  CHECK(abi::rules_from(&rule, 1).error().code == E2BIG);
+  rule.range_count = 0;
+  rule.type_count = 1;
+  CHECK_FALSE(abi::rules_from(&rule, 1).has_value());
+}
+
+TEST_CASE("what a descriptor may be kept under") {
+  const auto name = [](std::string_view text) { return abi::fd_name_from(abi::raw(text)); };
+  CHECK(name("udp4.0_x-Y"));
+  CHECK_FALSE(name(""));
+  CHECK_FALSE(name("a:b"));  // the service manager's separator
+  CHECK_FALSE(name("a\nb"));
+  CHECK_FALSE(name(std::string(65, 'a')));
+}
+
+TEST_CASE("an endpoint tells its family") {
+  sluice_endpoint raw{};
+  abi::write_endpoint(&raw, {{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 53}, 53});
+  CHECK(raw.family == 4);
+  CHECK(raw.address[0] == 192);
+  CHECK(raw.address[3] == 53);
+  CHECK(raw.port == 53);
+  abi::write_endpoint(&raw, {{0x20, 1, 0xd, 0xb8}, 53});
+  CHECK(raw.family == 6);
+  CHECK(raw.address[3] == 0xb8);
 }
 
 TEST_CASE("an array whose elements differ in size is refused") {

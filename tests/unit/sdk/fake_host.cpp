@@ -38,6 +38,30 @@ struct Early : Plugin, Discovery {
   explicit Early(const Config&) { listed(); }
 };
 
+// A resolver whose work is done by a thread of its own, a decider and an answer source.
+struct Names : Plugin, Resolver, Decider, AnswerSource, Observer {
+  static constexpr About about{"names", "1.0", "does as the test says"};
+  explicit Names(const Config&) {}
+  void domain_rules(AttachmentId, const std::vector<Rule>& given) override { rules = given; }
+  void decided(std::uint64_t id, const Decision& decision) override {
+    heard.emplace_back(id, decision);
+  }
+  void answer_pushed(std::uint64_t id, const Answer& answer) override {
+    if (answer.name == "wait.example") return;
+    pushed(id, answer.addresses.empty() ? EACCES : 0, answer.name);
+  }
+  void decide(const Query& query) override { questions.push_back(query); }
+  void queries(std::span<const QueryReport> reports) override {
+    for (const auto& report : reports) observed.emplace_back(report.name);
+  }
+  using Decider::decided;
+  using Resolver::decided;
+  std::vector<Rule> rules;
+  std::vector<std::pair<std::uint64_t, Decision>> heard;
+  std::vector<Query> questions;
+  std::vector<std::string> observed;
+};
+
 Worker& made(FakeHost& host) {
   host.configure("match", std::vector<std::string>{"tap*"});
   auto& worker = host.create<Worker>();
@@ -228,4 +252,121 @@ TEST_CASE(
   CHECK(worker.list().size() == 1);
   host.set_counters(info.id, {.denied_packets = 5});
   CHECK(worker.counters(info.id).denied_packets == 5);
+}
+
+TEST_CASE("a resolver's threads learn, ask, report; the test sees it and refuses it") {
+  FakeHost host;
+  auto& names = host.create<Names>();
+  host.start();
+  const auto address = Address::parse("192.0.2.1");
+  bool was_empty = false;
+  host.on_learn([&](const FakeHost::Learned&) { was_empty = host.learned().empty(); });
+  int refused = 0;
+  std::thread worker([&] {
+    names.learn({7}, std::span(&address, 1), 60s, 30s, 2);
+    const PortRange web{6, false, 443, 443};
+    names.learn_decided({7}, std::span(&address, 1), 60s, 30s, std::span(&web, 1));
+    CHECK(names.ask({.id = 5, .attachment = {7}, .name = "a.example", .type = 1}, Time(9s)));
+    const QueryReport report{.name = std::string("a.example"), .rule = "*.example"};
+    names.report(std::span(&report, 1));
+    host.refuse("learn", ENOSPC, "full");
+    refused = code_of([&] { names.learn({7}, std::span(&address, 1), 60s, 30s, 2); });
+    names.wake(1);
+  });
+  CHECK(host.wait_until([&] { return host.reports().size() == 1; }));
+  worker.join();
+  CHECK(refused == ENOSPC);
+  REQUIRE(host.learned().size() == 2);
+  CHECK_FALSE(was_empty);  // the second look saw the first learned
+  CHECK(host.learned()[0].rule == 2);
+  CHECK(host.learned()[1].rule == SLUICE_NO_RULE);
+  CHECK(host.learned()[1].ports == std::vector<PortRange>{{6, false, 443, 443}});
+  REQUIRE(host.asked().size() == 1);
+  CHECK(host.asked()[0].query.name == "a.example");
+  CHECK(host.asked()[0].deadline == Time(9s));
+  CHECK(host.reports()[0].get().rule == "*.example");
+
+  host.decided(5, {.action = Decision::Action::deny, .reason = "no"});
+  REQUIRE(names.heard.size() == 1);
+  CHECK(names.heard[0].second.reason == "no");
+  host.set_decider(false);
+  CHECK_FALSE(names.ask({.id = 6}, Time(9s)));
+}
+
+TEST_CASE("who asks is what the test says") {
+  FakeHost host;
+  auto& names = host.create<Names>();
+  host.start();
+  const int sockets[] = {3, 4};
+  names.serve(sockets);
+  CHECK(host.served() == std::vector<int>{3, 4});
+  CHECK_FALSE(names.asker_of_mark(0x5d000001));
+  host.set_mark(0x5d000001, {7});
+  CHECK(names.asker_of_mark(0x5d000001) == AttachmentId{7});
+  host.forget_mark(0x5d000001);
+  CHECK_FALSE(names.asker_of_mark(0x5d000001));
+  CHECK_FALSE(names.asker_of_stream(3));
+  host.set_streams({8}, Endpoint{Address::parse("192.0.2.53"), 53});
+  const auto asker = names.asker_of_stream(3);
+  REQUIRE(asker);
+  CHECK(asker->attachment == AttachmentId{8});
+  CHECK(asker->asked == Endpoint{Address::parse("192.0.2.53"), 53});
+}
+
+TEST_CASE("a decider answers each question once; a push is answered by the resolver") {
+  FakeHost host;
+  auto& names = host.create<Names>();
+  host.start();
+  host.decide({.id = 3, .attachment = {7}, .name = "a.example", .type = 1});
+  REQUIRE(names.questions.size() == 1);
+  CHECK(names.Decider::decided(3, {.action = Decision::Action::allow}));
+  CHECK_FALSE(names.Decider::decided(3, {.action = Decision::Action::deny}));
+  CHECK_FALSE(names.Decider::decided(4, {}));
+  CHECK(host.decisions().at(3).action == Decision::Action::allow);
+
+  const Answer good{.attachment = {7},
+                    .name = "a.example",
+                    .chain = {},
+                    .addresses = {{Address::parse("192.0.2.1"), 60}}};
+  const auto first = host.push_answer(good);
+  REQUIRE(host.push_result(first));
+  CHECK(host.push_result(first)->code == 0);
+  const auto second = host.push_answer({.name = "empty.example"});
+  CHECK(host.push_result(second)->code == EACCES);
+  CHECK(host.push_result(second)->message == "empty.example");
+  const auto third = host.push_answer({.name = "wait.example"});
+  CHECK_FALSE(host.push_result(third));
+  CHECK(names.pushed(third, 0));
+  CHECK_FALSE(names.pushed(third, 0));  // nobody waits any more
+
+  CHECK(code_of([&] { names.push_answer(good, Time(9s)); }) == ENOENT);
+  AttachmentInfo info;
+  info.id = {7};
+  host.add_attachment(info);
+  names.push_answer(good, Time(9s));
+  CHECK(host.pushed_answers().at(0).answer == good);
+
+  const QueryReport report{.name = "seen.example"};
+  host.queries(std::span(&report, 1));
+  CHECK(names.observed == std::vector<std::string>{"seen.example"});
+}
+
+TEST_CASE("descriptors are kept by name, as duplicates") {
+  FakeHost host;
+  auto& worker = made(host);
+  int ends[2];
+  REQUIRE(::pipe(ends) == 0);
+  CHECK_FALSE(worker.kept_fd("out"));
+  CHECK(worker.keep_fd("out", ends[1]));
+  ::close(ends[1]);
+  const auto kept = worker.kept_fd("out");
+  REQUIRE(kept);
+  CHECK(::write(*kept, "x", 1) == 1);
+  ::close(*kept);
+  worker.drop_fd("out");
+  CHECK_FALSE(worker.kept_fd("out"));
+  worker.drop_fd("out");
+  host.refuse("keep_fd", ENOTSUP);
+  CHECK_FALSE(worker.keep_fd("out", ends[0]));
+  ::close(ends[0]);
 }

@@ -166,6 +166,31 @@ TEST_CASE("each fault is named with file, line and column") {
            Row{head + "[[policy.allow]]\ndomains = [\"a.org\", \"A.ORG\", \"http://b.org\"]\n",
                {"/p/a.toml:5:21: domains: \"A.ORG\" stands here twice, first on line 5",
                 "/p/a.toml:5:30: domains: \"http://b.org\" is a URL or a path"}},
+           Row{head +
+                   "[[policy.allow]]\ndomains = [\"*.com\",\n \".co.uk\", \"pypi.org\", \"com\", "
+                   "\".github.io\"]\n",
+               {"/p/a.toml:5:12: domains: \"*.com\" covers a public suffix",
+                "/p/a.toml:6:2: domains: \".co.uk\" covers a public suffix",
+                "/p/a.toml:6:31: domains: \".github.io\" covers a public suffix"}},
+           Row{head + "[[policy.allow]]\ndomains = [\"a.org\"]\naddresses = [\"10.0.0.1/8\", "
+                      "\"10.0.0.0/8\", \"10.0.0.0/8\"]\n",
+               {"/p/a.toml:6:14: addresses: \"10.0.0.1/8\" has host bits set",
+                "/p/a.toml:6:42: addresses: \"10.0.0.0/8\" stands here twice"}},
+           Row{head +
+                   "[[policy.allow]]\ndomains = [\"a.org\"]\ntypes = [\"mx\", \"TYPE15\", \"A\", "
+                   "\"ANY\", \"MXX\", \"TYPE070\", \"TYPE65536\"]\n",
+               {"/p/a.toml:6:16: types: \"TYPE15\" stands here twice",
+                "/p/a.toml:6:26: types: \"A\" always passes",
+                "/p/a.toml:6:31: types: \"ANY\" is no type of record that a name can have",
+                "/p/a.toml:6:38: types: \"MXX\" is no DNS record type",
+                "/p/a.toml:6:45: types: \"TYPE070\" is no DNS record type",
+                "/p/a.toml:6:56: types: \"TYPE65536\" is no DNS record type"}},
+           Row{head + "[[policy.allow]]\ncidrs = [\"10.0.0.0/8\"]\ntypes = [\"MX\"]\n",
+               {"/p/a.toml:4:1: an allow rule: types is about domains, and the rule names none"}},
+           Row{head + "[[policy.deny]]\ndomains = [\"*.com\"]\naddresses = [\"10.0.0.0/8\"]\n"
+                      "public_suffix = true\n",
+               {"/p/a.toml:4:1: a deny rule: addresses belongs to an allow rule",
+                "/p/a.toml:4:1: a deny rule: public_suffix belongs to an allow rule"}},
            Row{head + "[[policy.allow]]\ncidrs = [\"10.0.0.0/8\",\n  \"10.0.0.0/8\"]\n",
                {"/p/a.toml:6:3: 10.0.0.0/8 stands twice in policy \"p\", first on line 5; remove "
                 "one"}},
@@ -257,6 +282,42 @@ TEST_CASE("a list of a million prefixes is a list of a million prefixes") {
   CHECK(policies->front().rule_count() == 1'000'000);
 }
 
+TEST_CASE("what a rule says of its domains goes with each of them, and with no prefix") {
+  const auto policies = read(R"(
+[[policy]]
+name = "one"
+match = {}
+[[policy.allow]]
+domains = ["*.com", "intranet.example"]
+cidrs = ["192.0.2.0/24"]
+addresses = ["fd00::/8", "10.0.0.0/8"]
+types = ["TXT", "MX", "TYPE65280"]
+public_suffix = true
+[[policy.deny]]
+domains = ["*.org"]
+)");
+  REQUIRE_MESSAGE(policies, (policies ? "" : policies.error().front().message()));
+  const auto layer = unite({std::make_shared<const Policy>(policies->front())});
+  REQUIRE(layer.rules.size() == 4);
+  CHECK(layer.rules[0].ranges.empty());
+  CHECK(layer.rules[0].types.empty());
+  for (const int i : {1, 2}) {
+    CHECK(layer.rules[i].ranges == std::vector<sdk::Prefix>{sdk::Prefix::parse("10.0.0.0/8"),
+                                                            sdk::Prefix::parse("fd00::/8")});
+    CHECK(layer.rules[i].types == std::vector<std::uint16_t>{15, 16, 65280});
+    CHECK(layer.rules[i].public_suffix);
+  }
+  CHECK(layer.rules[3].ranges.empty());
+
+  auto other = policies->front();
+  other.groups[0].types.pop_back();
+  CHECK_FALSE(other.says_same(policies->front()));
+  CHECK(other.digest() != policies->front().digest());
+  other.groups[0].types = policies->front().groups[0].types;
+  other.groups[0].public_suffix = false;
+  CHECK(other.digest() != policies->front().digest());
+}
+
 TEST_CASE("policies that fit unite; the first that sets a switch decides it") {
   const auto policies = read(R"(
 [[policy]]
@@ -318,6 +379,9 @@ TEST_CASE("a TTL that ended before the boot has ended, and is not endless") {
                            .prefixes = {*Prefix::parse("10.0.0.0/8")},
                            .domains = {},
                            .ports = {},
+                           .addresses = {},
+                           .types = {},
+                           .public_suffix = false,
                            .ttl = 1h,
                            .name = "x"});
   const auto layer = unite({std::make_shared<const Policy>(policy)});
