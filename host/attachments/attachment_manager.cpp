@@ -257,7 +257,8 @@ AttachmentManager::Attachment& AttachmentManager::insert(const KernelAttachment&
 // Forgets it and tells its sources. The filter itself is the caller's business.
 void AttachmentManager::erase(Attachment& attachment, const std::string& reason) {
   if (events_ != nullptr) {
-    const auto info = info_of(attachment);
+    auto info = info_of(attachment);
+    info.sources = nullptr;
     if (attachment.wire) {
       for (const auto& source : attachment.wire->sources) {
         events_->attachment_removed(source, info, reason);
@@ -288,7 +289,8 @@ AttachmentInfo AttachmentManager::info_of(const Attachment& attachment) const {
           .discovered_by = attachment.discovered_by,
           .state = attachment.claimed ? "filtering" : "adopted",
           .audit = attachment.audit,
-          .redirected = false};
+          .redirected = false,
+          .sources = {attachment.wire, attachment.wire ? &attachment.wire->sources : nullptr}};
 }
 
 Applied AttachmentManager::applied(const Attachment& attachment) {

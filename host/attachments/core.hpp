@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -35,6 +36,8 @@ struct AttachmentInfo {
   std::string state;  // "filtering"; "adopted": found at start, not yet claimed by a discovery
   bool audit = false;
   bool redirected = false;  // its port 53 ends in the sockets that its resolver serves
+  // Of its wire, in order; null: it has no wire yet, or is gone.
+  std::shared_ptr<const std::vector<std::string>> sources = nullptr;
 };
 
 // One end of a connection; the address is IPv4-mapped where it is IPv4.

@@ -50,8 +50,10 @@ std::string text_of(std::chrono::nanoseconds duration) {
 constexpr int kPhases = 3;
 int start_phase(const Library& library) {
   if (!library.has_role(SLUICE_ROLE_DISCOVERY)) return 0;
-  return library.has_role(SLUICE_ROLE_POLICY_SOURCE) || library.has_role(SLUICE_ROLE_RESOLVER) ? 1
-                                                                                               : 2;
+  const bool has_a_say =
+      library.has_role(SLUICE_ROLE_POLICY_SOURCE) || library.has_role(SLUICE_ROLE_RESOLVER) ||
+      library.has_role(SLUICE_ROLE_DECIDER) || library.has_role(SLUICE_ROLE_ANSWER_SOURCE);
+  return has_a_say ? 1 : 2;
 }
 
 }  // namespace
@@ -63,7 +65,8 @@ class PluginHost::Impl final : public PluginOwner,
       : core_(core),
         loop_(loop),
         settings_(std::move(settings)),
-        gate_(std::make_shared<CoreGate>(core, loop)) {
+        gate_(std::make_shared<CoreGate>(core, loop)),
+        routes_(std::make_shared<NameRoutes>(gate_, loop)) {
     if (!settings_.log) settings_.log = log_by_spdlog;
     if (!settings_.check_options) settings_.check_options = check_options;
   }
@@ -78,6 +81,7 @@ class PluginHost::Impl final : public PluginOwner,
   [[nodiscard]] PluginRun* running(const std::string& name);
   template <typename Tell>
   void to_observers(Tell&& tell);
+  [[nodiscard]] NameRoutes& routes() { return *routes_; }
   void remember_rules(const std::string& name, AttachmentId id, PluginRun::Rules rules);
   void forget_rules(const std::string& name, AttachmentId id);
 
@@ -97,7 +101,7 @@ class PluginHost::Impl final : public PluginOwner,
     CoreLoop::TimerId deadline = 0, backoff = 0, stable = 0;
     std::uint32_t failures = 0;  // in a row
     std::uint32_t restarts = 0;
-    std::uint64_t resyncs = 0, denials_dropped = 0;  // of earlier runs
+    std::uint64_t resyncs = 0, denials_dropped = 0, reports_dropped = 0;  // of earlier runs
     // What follows once it has stopped.
     enum class Next : std::uint8_t { nothing, retry, start } next = Next::nothing;
     bool stop_wanted = false;  // while starting
@@ -142,6 +146,7 @@ class PluginHost::Impl final : public PluginOwner,
   CoreLoop& loop_;
   PluginHostSettings settings_;
   std::shared_ptr<CoreGate> gate_;
+  std::shared_ptr<NameRoutes> routes_;
   // By pointer, so that a reference outlives changes to the map.
   std::map<std::string, std::unique_ptr<Instance>> instances_;
   std::vector<std::string> order_;                                         // as configured
@@ -216,6 +221,7 @@ void PluginHost::Impl::apply(PreparedPlugins plugins, std::function<void(Status)
         continue;
       }
       if (!wanted->contains(at->first)) rules_.erase(at->first);
+      routes_->forget_instance(at->first);
       at = instances_.erase(at);
     }
   });
@@ -290,6 +296,7 @@ void PluginHost::Impl::stop(std::function<void()> done) {
 
 void PluginHost::Impl::shut_down() {
   operation_.reset();
+  routes_->shut();
   gate_->shut();
   cancel(event_watch_);
   for (auto& [name, instance] : instances_) {
@@ -345,6 +352,8 @@ bool PluginHost::Impl::settled(const Instance& instance) const {
 void PluginHost::Impl::enter(Instance& instance, PluginPhase phase, std::string reason) {
   instance.phase = phase;
   instance.reason = std::move(reason);
+  routes_->instance(instance.plugin.config.instance, instance.plugin.library->table().roles,
+                    phase == PluginPhase::running ? instance.run : nullptr);
   if (settings_.on_state) settings_.on_state(status_of(instance));
   to_observers([&](PluginRun& observer) {
     observer.tell_state(instance.plugin.config.instance, to_string(phase), instance.reason);
@@ -363,7 +372,8 @@ void PluginHost::Impl::begin(Instance& instance) {
                          .state_directory = (settings_.state_directory / "plugins" / name).string(),
                          .mailbox_capacity = settings_.mailbox_capacity,
                          .denial_capacity = settings_.denial_capacity,
-                         .log = settings_.log},
+                         .log = settings_.log,
+                         .routes = routes_},
                         instance.plugin.library, instance.plugin.values, gate_, weak_from_this());
   Status status = run ? Status{} : std::unexpected(run.error());
   if (status) {
@@ -449,6 +459,7 @@ void PluginHost::Impl::on_stopped(PluginRun& run) {
   instance->run->join();
   instance->resyncs += run.resyncs();
   instance->denials_dropped += run.denials_dropped();
+  instance->reports_dropped += run.reports_dropped();
   instance->run.reset();
   ended(*instance);
 }
@@ -497,6 +508,7 @@ void PluginHost::Impl::quarantine(Instance& instance, const std::string& what) {
   cancel(instance.stable);
   instance.resyncs += instance.run->resyncs();
   instance.denials_dropped += instance.run->denials_dropped();
+  instance.reports_dropped += instance.run->reports_dropped();
   instance.run->abandon();
   instance.run.reset();
   instance.next = Instance::Next::nothing;
@@ -660,7 +672,9 @@ PluginStatus PluginHost::Impl::status_of(const Instance& instance) const {
           .restarts = instance.restarts,
           .resyncs = instance.resyncs + (instance.run ? instance.run->resyncs() : 0),
           .denials_dropped =
-              instance.denials_dropped + (instance.run ? instance.run->denials_dropped() : 0)};
+              instance.denials_dropped + (instance.run ? instance.run->denials_dropped() : 0),
+          .reports_dropped =
+              instance.reports_dropped + (instance.run ? instance.run->reports_dropped() : 0)};
 }
 
 std::vector<PluginStatus> PluginHost::Impl::status() const {
@@ -694,13 +708,16 @@ std::vector<PluginStatus> PluginHost::status() const {
 }
 
 void PluginHost::attachment_added(const std::string& instance, const AttachmentInfo& info) {
+  impl_->routes().wired(info.id, info.sources);
   if (auto* run = impl_->running(instance)) run->tell_added(info);
 }
 void PluginHost::attachment_changed(const std::string& instance, const AttachmentInfo& info) {
+  impl_->routes().wired(info.id, info.sources);
   if (auto* run = impl_->running(instance)) run->tell_changed(info);
 }
 void PluginHost::attachment_removed(const std::string& instance, const AttachmentInfo& info,
                                     const std::string& reason) {
+  impl_->routes().wired(info.id, info.sources);
   impl_->forget_rules(instance, info.id);
   if (auto* run = impl_->running(instance)) run->tell_removed(info, reason);
 }

@@ -60,6 +60,7 @@ struct PluginStatus {
   std::uint32_t restarts = 0;
   std::uint64_t resyncs = 0;          // how often its mailbox was full
   std::uint64_t denials_dropped = 0;  // denial events that found no room; observers
+  std::uint64_t reports_dropped = 0;  // reports on queries likewise
 };
 
 struct PluginHostSettings {
@@ -76,7 +77,7 @@ struct PluginHostSettings {
   // Running this long forgives earlier failures.
   std::chrono::milliseconds stable_after{60'000};
   std::size_t mailbox_capacity = 4096;  // events and wakes; beyond: one resync
-  std::size_t denial_capacity = 4096;   // denials; beyond: dropped and counted
+  std::size_t denial_capacity = 4096;   // denials, reports on queries; beyond: dropped and counted
 
   // Levels as the ABI's: 0 trace ... 4 error. [any] Default: spdlog's default logger.
   std::function<void(std::uint32_t level, const std::string& line)> log;
@@ -96,7 +97,7 @@ struct PreparedPlugin {
 };
 using PreparedPlugins = std::vector<PreparedPlugin>;
 
-// Sources of wires that are no policy source and no resolver, discovered_by that is no discovery.
+// Sources of wires that have no say in what may leave, discovered_by that is no discovery.
 [[nodiscard]] ConfigErrors check_wires(const PreparedPlugins& plugins,
                                        const std::vector<WireConfig>& wires,
                                        const std::filesystem::path& file);

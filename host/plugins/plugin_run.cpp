@@ -238,6 +238,70 @@ void PluginRun::tell_denials(std::span<const Denial> denials) {
   });
 }
 
+// In the order of the mail: a decider hears of an attachment before it is asked about it.
+void PluginRun::tell_decide(NameQuery query, DeliveryPtr delivery) {
+  if (table().decide == nullptr) return;
+  strand_->post("decide", Strand::MailKind::other,
+                [this, query = std::move(query), delivery = std::move(delivery)] {
+                  delivery->arrived();
+                  sluice_query raw{};
+                  raw.size = sizeof raw;
+                  raw.type = query.type;
+                  raw.id = query.id;
+                  raw.attachment = query.attachment.value;
+                  raw.name = abi::raw(query.name);
+                  event("decide", [&] { return table().decide(self_, &raw); });
+                });
+}
+
+// Not counted mail: bounded by the questions, and none of them may stay without it.
+void PluginRun::tell_decided(std::uint64_t query_id, std::shared_ptr<const NameDecision> decision) {
+  if (table().decided == nullptr) return;
+  strand_->post_control("decided", [this, query_id, decision = std::move(decision)] {
+    event("decided", [&] { return table().decided(self_, query_id, decision->raw()); });
+  });
+}
+
+void PluginRun::tell_answer_pushed(std::uint64_t push_id, std::shared_ptr<const NameAnswer> answer,
+                                   DeliveryPtr delivery) {
+  if (table().answer_pushed == nullptr) return;
+  strand_->post("answer_pushed", Strand::MailKind::other,
+                [this, push_id, answer = std::move(answer), delivery = std::move(delivery)] {
+                  delivery->arrived();
+                  event("answer_pushed",
+                        [&] { return table().answer_pushed(self_, push_id, answer->raw()); });
+                });
+}
+
+void PluginRun::tell_queries(std::shared_ptr<const NameReports> reports) {
+  if (table().queries == nullptr) return;
+  {
+    const std::lock_guard lock(reports_mutex_);
+    if (reports_waiting_ + reports->size() > settings_.denial_capacity) {
+      reports_dropped_.fetch_add(reports->size());
+      return;
+    }
+    reports_waiting_ += reports->size();
+    reports_.push_back(std::move(reports));
+    if (reports_posted_) return;
+    reports_posted_ = true;
+  }
+  // As denials: bounded by itself.
+  strand_->post_control("queries", [this] {
+    std::vector<std::shared_ptr<const NameReports>> batches;
+    {
+      const std::lock_guard lock(reports_mutex_);
+      batches.swap(reports_);
+      reports_waiting_ = 0;
+      reports_posted_ = false;
+    }
+    for (const auto& batch : batches) {
+      strand_->now_doing("queries");
+      event("queries", [&] { return table().queries(self_, batch->data(), batch->size()); });
+    }
+  });
+}
+
 void PluginRun::tell_state(const std::string& instance, std::string_view state,
                            const std::string& reason) {
   if (table().plugin_state == nullptr) return;

@@ -24,6 +24,7 @@
 #include "plugins/abi_values.hpp"
 #include "plugins/core_gate.hpp"
 #include "plugins/library.hpp"
+#include "plugins/name_routes.hpp"
 #include "plugins/strand.hpp"
 
 namespace sluice {
@@ -55,6 +56,7 @@ struct PluginRunSettings {
   std::string config_directory, state_directory;
   std::size_t mailbox_capacity = 4096, denial_capacity = 4096;
   std::function<void(std::uint32_t level, const std::string& line)> log;
+  std::shared_ptr<NameRoutes> routes;
 };
 
 class PluginRun final : public StrandClient, public std::enable_shared_from_this<PluginRun> {
@@ -87,9 +89,18 @@ class PluginRun final : public StrandClient, public std::enable_shared_from_this
   void tell_state(const std::string& instance, std::string_view state, const std::string& reason);
   void reconfigure(std::vector<OptionValue> values);
 
+  // [any]
+  void tell_decide(NameQuery query, DeliveryPtr delivery);
+  void tell_decided(std::uint64_t query_id, std::shared_ptr<const NameDecision> decision);
+  void tell_answer_pushed(std::uint64_t push_id, std::shared_ptr<const NameAnswer> answer,
+                          DeliveryPtr delivery);
+  void tell_queries(std::shared_ptr<const NameReports> reports);
+  [[nodiscard]] bool takes_answers() const { return table().answer_pushed != nullptr; }
+
   [[nodiscard]] std::optional<Strand::Busy> busy() const { return strand_->busy(); }
   [[nodiscard]] std::uint64_t resyncs() const { return strand_->resyncs(); }
   [[nodiscard]] std::uint64_t denials_dropped() const { return denials_dropped_.load(); }
+  [[nodiscard]] std::uint64_t reports_dropped() const { return reports_dropped_.load(); }
   [[nodiscard]] bool hears_of_attachments() const;
 
   // StrandClient
@@ -116,6 +127,7 @@ class PluginRun final : public StrandClient, public std::enable_shared_from_this
     return result;
   }
   [[nodiscard]] Strand& strand() { return *strand_; }
+  [[nodiscard]] NameRoutes& routes() { return *settings_.routes; }
   [[nodiscard]] int wake(std::uint64_t token);
   void failed(const std::string& reason);
 
@@ -150,7 +162,7 @@ class PluginRun final : public StrandClient, public std::enable_shared_from_this
   std::atomic<bool> failing_{false};
   std::atomic<bool> abandoned_{false};
   std::atomic<bool> wrong_thread_said_{false};
-  std::atomic<std::uint64_t> denials_dropped_{0};
+  std::atomic<std::uint64_t> denials_dropped_{0}, reports_dropped_{0};
 
   void* self_ = nullptr;  // the strand's
   bool started_ = false;  // the strand's
@@ -158,6 +170,11 @@ class PluginRun final : public StrandClient, public std::enable_shared_from_this
   std::mutex denials_mutex_;
   std::vector<Denial> denials_;
   bool denials_posted_ = false;
+
+  std::mutex reports_mutex_;
+  std::vector<std::shared_ptr<const NameReports>> reports_;
+  std::size_t reports_waiting_ = 0;
+  bool reports_posted_ = false;
 };
 
 // The tables of services for a run, with those of roles not in `roles` null.

@@ -293,23 +293,45 @@ int asker_of_stream(sluice_host* host, int accepted, sluice_attachment* id,
     });
   });
 }
-int ask(sluice_host* host, const sluice_query*, std::uint64_t) noexcept {
-  return served_any(host, "ask", [](PluginRun&) { return -ENOSYS; });
+int ask(sluice_host* host, const sluice_query* raw, std::uint64_t deadline) noexcept {
+  return served_any(host, "ask", [&](PluginRun& run) {
+    auto query = NameQuery::from(raw);
+    if (!query) return refuse(query.error());
+    return answer(run.routes().ask(run.shared_from_this(), std::move(*query), BootTime{deadline}));
+  });
 }
-int pushed(sluice_host* host, std::uint64_t, int, sluice_string) noexcept {
-  return served_any(host, "pushed", [](PluginRun&) { return -ENOSYS; });
+int pushed(sluice_host* host, std::uint64_t push_id, int result, sluice_string message) noexcept {
+  return served_any(host, "pushed", [&](PluginRun& run) {
+    if (result > 0) return -EINVAL;
+    const auto text = abi::view(message).substr(0, sizeof(sluice_applied::message));
+    return answer(run.routes().pushed(run, push_id, -result, std::string(text)));
+  });
 }
-int report(sluice_host* host, const sluice_query_report*, std::size_t) noexcept {
-  return served_any(host, "report", [](PluginRun&) { return 0; });
+int report(sluice_host* host, const sluice_query_report* raw, std::size_t count) noexcept {
+  return served_any(host, "report",
+                    [&](PluginRun& run) { return answer(run.routes().report(raw, count)); });
 }
 
 // ---- decider, answer source --------------------------------------------------------------------
 
-int decided(sluice_host* host, std::uint64_t, const sluice_decision_made*) noexcept {
-  return served_any(host, "decided", [](PluginRun&) { return -ENOSYS; });
+int decided(sluice_host* host, std::uint64_t query_id, const sluice_decision_made* raw) noexcept {
+  return served_any(host, "decided", [&](PluginRun& run) {
+    auto decision = NameDecision::from(raw);
+    if (!decision) return refuse(decision.error());
+    return answer(run.routes().decided(run, query_id, std::move(*decision)));
+  });
 }
-int push_answer(sluice_host* host, const sluice_answer*, std::uint64_t, sluice_applied*) noexcept {
-  return served(host, "push_answer", [](PluginRun&) { return -ENOSYS; });
+int push_answer(sluice_host* host, const sluice_answer* raw, std::uint64_t deadline,
+                sluice_applied* applied) noexcept {
+  return served(host, "push_answer", [&](PluginRun& run) {
+    auto pushed_answer = NameAnswer::from(raw);
+    if (!pushed_answer) return refuse(pushed_answer.error(), applied);
+    Status status;
+    run.strand().waiting(
+        [&] { status = run.routes().push(run, std::move(*pushed_answer), BootTime{deadline}); });
+    if (status) abi::write_applied(applied, {});
+    return answer(status, applied);
+  });
 }
 
 // ---- observer -----------------------------------------------------------------------------------

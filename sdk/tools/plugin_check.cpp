@@ -333,7 +333,9 @@ void check_table(const Request& request, Teller& teller) {
       {SLUICE_ROLE_DISCOVERY, "discovery"},
       {SLUICE_ROLE_POLICY_SOURCE, "policy source"},
       {SLUICE_ROLE_RESOLVER, "resolver"},
-      {SLUICE_ROLE_OBSERVER, "observer"}};
+      {SLUICE_ROLE_OBSERVER, "observer"},
+      {SLUICE_ROLE_DECIDER, "decider"},
+      {SLUICE_ROLE_ANSWER_SOURCE, "answer source"}};
   for (const auto& [role, name] : names)
     if ((table.roles & role) != 0) roles += (roles.empty() ? "" : ", ") + std::string(name);
   teller.good(sdk::detail::copy(table.name) + " " + sdk::detail::copy(table.version) + ": " +
@@ -416,6 +418,18 @@ void live(const sluice_plugin& table, const Request& request, Teller& teller) {
   host.domain_rules(info.id, {rule});
   teller.step("denials()");
   host.denials(std::array{sdk::Denial{}});
+  teller.step("decide()");
+  host.decide({.id = 1, .attachment = info.id, .name = "www.example.org", .type = 1});
+  teller.step("decided()");
+  host.decided(1, {.action = sdk::Decision::Action::deny, .reason = "a question never asked"});
+  teller.step("answer_pushed()");
+  (void)host.push_answer({.attachment = info.id,
+                          .name = "www.example.org",
+                          .chain = {"example.org"},
+                          .addresses = {{sdk::Address::parse("192.0.2.1"), 60}}});
+  teller.step("queries()");
+  host.queries(std::array{sdk::QueryReport{}});
+  turn();
   teller.step("plugin_state()");
   host.plugin_state({"other", "running", ""});
   teller.step("on_resync()");

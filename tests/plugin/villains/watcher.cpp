@@ -1,13 +1,20 @@
 // No villain: an observer and resolver that repeats what it is told.
-#include <sluice/plugin.hpp>
+#include "hanging.hpp"
 
 struct Watcher : sluice::Plugin, sluice::Observer, sluice::Resolver {
   static constexpr sluice::About about{"watcher", "1.0", "repeats what it is told"};
-  explicit Watcher(const sluice::Config&) {}
+  static constexpr std::array options{sluice::Option::integer("release").defaults_to("-1")};
+  explicit Watcher(const sluice::Config& config) : release_(config.get<int>("release")) {}
   void denials(std::span<const sluice::Denial> denials) override {
     for (const auto& denial : denials)
       say("denied " + denial.source.text() + " to " + denial.destination.text() + ":" +
           std::to_string(denial.destination_port) + ", " + denial.reason);
+  }
+  void queries(std::span<const sluice::QueryReport> reports) override {
+    if (release_ >= 0) hang_on(release_);
+    for (const auto& report : reports)
+      say("query " + std::string(report.name) + " " + std::string(to_string(report.verdict)) + " " +
+          std::string(report.rule) + " " + report.addresses[0].text());
   }
   void plugin_state(const sluice::PluginState& state) override {
     say(state.instance + " is " + state.state);
@@ -27,5 +34,6 @@ struct Watcher : sluice::Plugin, sluice::Observer, sluice::Resolver {
 
  private:
   void say(const std::string& text) { log(sluice::LogLevel::info, text); }
+  int release_;
 };
 SLUICE_PLUGIN(Watcher)
