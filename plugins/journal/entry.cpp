@@ -1,0 +1,3 @@
+#include "journal/plugin.hpp"
+
+SLUICE_PLUGIN(sluice::journal::JournalPlugin)

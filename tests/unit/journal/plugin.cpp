@@ -1,0 +1,187 @@
+// The journal as its host sees it.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include "journal/plugin.hpp"
+
+#include <doctest/doctest.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include <sluice/fake_host.hpp>
+
+using namespace sluice;
+using namespace sluice::journal;
+using namespace std::chrono_literals;
+
+namespace {
+
+struct Stage {
+  std::filesystem::path folder;
+  FakeHost host;
+  Stage() {
+    std::string pattern = std::filesystem::temp_directory_path() / "sluice-journal-XXXXXX";
+    REQUIRE(::mkdtemp(pattern.data()) != nullptr);
+    folder = pattern;
+    host.configure("to", "file:" + file());
+  }
+  ~Stage() { std::filesystem::remove_all(folder); }
+  std::string file() const { return folder / "sluice.json"; }
+  void start() {
+    host.create<JournalPlugin>();
+    AttachmentInfo info;
+    info.id = {7};
+    info.target = InterfaceTarget{.name = "tap0", .ifindex = 7};
+    info.labels = {{"tenant", "blue"}};
+    host.add_attachment(info);
+    host.start();
+  }
+  void query(std::string_view name, QueryVerdict verdict = QueryVerdict::denied,
+             bool audited = false) {
+    const QueryReport report{.attachment = {7},
+                             .time = host.now(),
+                             .name = name,
+                             .type = 1,
+                             .verdict = verdict,
+                             .audited = audited};
+    host.queries(std::span(&report, 1));
+  }
+  void deny(std::uint16_t port) {
+    const Denial denial{.attachment = {7},
+                        .time = host.now(),
+                        .reason = "not on the allowlist",
+                        .protocol = 6,
+                        .destination_port = port,
+                        .source = Address::parse("10.0.0.2"),
+                        .destination = Address::parse("192.0.2.1")};
+    host.denials(std::span(&denial, 1));
+  }
+  std::vector<std::string> lines() const {
+    std::vector<std::string> all;
+    std::ifstream in(file());
+    for (std::string line; std::getline(in, line);) all.push_back(line);
+    return all;
+  }
+};
+bool has(const std::string& line, const std::string& part) {
+  return line.find(part) != std::string::npos;
+}
+
+}  // namespace
+
+TEST_CASE("events of a window are written at its end, identical ones once") {
+  Stage stage;
+  stage.start();
+  stage.query("evil.example");
+  stage.query("evil.example");
+  stage.deny(22);
+  CHECK(stage.lines().empty());
+  stage.host.advance(5s);
+  auto lines = stage.lines();
+  REQUIRE(lines.size() == 2);
+  CHECK(has(lines[0], "\"target\":\"tap0\",\"count\":2,\"name\":\"evil.example\""));
+  CHECK(has(lines[0], "\"labels\":{\"tenant\":\"blue\"}"));
+  CHECK(has(lines[1], "\"event\":\"denial\""));
+  CHECK(has(lines[1], "\"port\":22"));
+  CHECK(stage.host.timers().empty());  // nothing to tell: nothing to wake up for
+  stage.query("evil.example");
+  CHECK(stage.host.timers().size() == 1);
+  stage.host.stop();
+  CHECK(stage.lines().size() == 3);  // and nothing is lost at the end
+}
+
+TEST_CASE("what is wanted") {
+  Stage stage;
+  SUBCASE("refused: what was simply allowed is left out") {
+    stage.host.configure("queries", "refused");
+    stage.start();
+    stage.query("ok.example", QueryVerdict::allowed);
+    stage.query("audited.example", QueryVerdict::allowed, true);
+    stage.query("failed.example", QueryVerdict::failed);
+    stage.deny(22);
+    stage.host.advance(5s);
+    const auto lines = stage.lines();
+    REQUIRE(lines.size() == 3);
+    CHECK(has(lines[0], "audited.example"));
+    CHECK(has(lines[1], "failed.example"));
+  }
+  SUBCASE("neither") {
+    stage.host.configure("queries", "none");
+    stage.host.configure("denials", false);
+    stage.start();
+    stage.query("evil.example");
+    stage.deny(22);
+    CHECK(stage.host.timers().empty());
+  }
+}
+
+TEST_CASE("the rate bounds the records; what is left out is counted in the file") {
+  Stage stage;
+  stage.host.configure("rate", 2);
+  stage.host.configure("window", 1s);
+  stage.start();
+  for (int i = 0; i < 50; ++i) stage.query("n" + std::to_string(i) + ".example");
+  stage.query("n49.example");
+  stage.host.advance(1s);
+  const auto lines = stage.lines();
+  REQUIRE(lines.size() == 3);
+  CHECK(has(lines[2], "\"event\":\"left_out\",\"records\":48,\"count\":49"));
+}
+
+TEST_CASE("a file that cannot be written is said once, and what was lost is told afterwards") {
+  Stage stage;
+  stage.host.configure("window", 1s);
+  stage.start();
+  const auto hidden = stage.folder.string() + ".hidden";
+  std::filesystem::rename(stage.folder, hidden);
+  for (int i = 0; i < 3; ++i) {
+    stage.query("evil.example");
+    stage.host.advance(1s);
+  }
+  const auto said = [&] {
+    std::size_t count = 0;
+    for (const auto& line : stage.host.lines()) count += line.level == LogLevel::warning;
+    return count;
+  };
+  CHECK(said() == 1);
+  std::filesystem::rename(hidden, stage.folder);
+  stage.query("good.example");
+  stage.host.advance(1s);
+  const auto lines = stage.lines();
+  REQUIRE(lines.size() == 2);
+  CHECK(has(lines[0], "good.example"));
+  CHECK(has(lines[1], "\"records\":3,\"count\":3"));
+  CHECK(said() == 1);
+  CHECK_FALSE(stage.host.failure());
+}
+
+TEST_CASE("a workload that went is still named in what it did before") {
+  Stage stage;
+  stage.start();
+  stage.query("evil.example");
+  stage.host.remove_attachment({7}, "gone");
+  stage.query("late.example");
+  stage.host.advance(5s);
+  const auto lines = stage.lines();
+  REQUIRE(lines.size() == 2);
+  CHECK(has(lines[0], "\"target\":\"tap0\""));
+  CHECK(has(lines[1], "\"attachment\":\"7\""));
+}
+
+TEST_CASE("options that cannot be meant are refused") {
+  struct Row {
+    const char* option;
+    const char* toml;
+  };
+  for (const auto& row :
+       {Row{"queries", "\"some\""}, Row{"window", "\"1ms\""}, Row{"window", "\"1h\""},
+        Row{"rate", "0"}, Row{"distinct", "0"}, Row{"max_file_kib", "1"}}) {
+    CAPTURE(row.option);
+    FakeHost host;
+    host.configure_toml(row.option, row.toml);
+    CHECK_THROWS_AS(host.create<JournalPlugin>(), Error);
+  }
+  FakeHost host;
+  host.configure("to", "nowhere");
+  host.create<JournalPlugin>();
+  CHECK_THROWS_AS(host.start(), Error);
+}
