@@ -12,9 +12,12 @@ struct Watcher : sluice::Plugin, sluice::Observer, sluice::Resolver {
   }
   void queries(std::span<const sluice::QueryReport> reports) override {
     if (release_ >= 0) hang_on(release_);
-    for (const auto& report : reports)
-      say("query " + std::string(report.name) + " " + std::string(to_string(report.verdict)) + " " +
-          std::string(report.rule) + " " + report.addresses[0].text());
+    for (const auto& report : reports) {
+      std::string text = "query " + std::string(report.name) + " " +
+                         std::string(to_string(report.verdict)) + " " + std::string(report.rule);
+      for (const auto& address : report.addresses) text += " " + address.text();
+      say(text);
+    }
   }
   void plugin_state(const sluice::PluginState& state) override {
     say(state.instance + " is " + state.state);
