@@ -178,7 +178,7 @@ struct AttachmentManager::Change {
   bool hold = false;  // remember, but leave the kernel as it is for now
   Composed next{};
   // After the commit: who is to be told.
-  bool domains_changed = false, mode_changed = false;
+  bool domains_changed = false, mode_changed = false;  // mode or audit
   std::size_t source = kNoSource;  // whose layer is new, where there is one
 
   [[nodiscard]] static Change of(Attachment& attachment, WirePtr wire,
@@ -486,7 +486,8 @@ Status AttachmentManager::transact(const Wiring& wiring, std::vector<Change>& ch
                     attachment.image};
     auto status = publish(attachment, change.next, tightens(attachment, change.next, now));
     if (status) {
-      change.mode_changed = before.mode != change.next.mode;
+      change.mode_changed =
+          before.mode != change.next.mode || before.audit != change.next.audit;
       if (before.image) undo.emplace_back(&attachment, std::move(before));
       continue;
     }
@@ -784,8 +785,8 @@ void AttachmentManager::tell_rewired(const Attachment& attachment, const WirePtr
   }
 }
 
-// After a change of policy that `speaker` made (empty: nobody): the others learn of another mode,
-// resolvers of other domain rules.
+// After a change of policy that `speaker` made (empty: nobody): the others learn of another mode or
+// audit, resolvers of other domain rules.
 void AttachmentManager::tell_policy(const Change& change, const std::string& speaker) {
   const auto& attachment = *change.attachment;
   if (change.mode_changed && events_ != nullptr) {

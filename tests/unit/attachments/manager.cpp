@@ -762,6 +762,24 @@ TEST_CASE("a reload that cannot be applied changes nothing") {
   CHECK(stage.passes(ids[0], to("192.0.2.7")));
 }
 
+TEST_CASE("who hears of an attachment hears whether it is audited, and who its sources are") {
+  Stage stage(config_of({wire({"static", "dns"})}));
+  const auto id = stage.attach(tap("tap1", 7));
+  REQUIRE(stage.listener.last.sources);
+  CHECK(*stage.listener.last.sources == std::vector<std::string>{"static", "dns"});
+  CHECK_FALSE(stage.listener.last.audit);
+  stage.listener.take();
+  Layer audited;
+  audited.audit = true;
+  REQUIRE(stage.manager.replace_layer("static", id, audited));
+  CHECK(stage.listener.take() == Heard{"changed dns tap1"});
+  CHECK(stage.listener.last.audit);
+  REQUIRE(stage.manager.rewire(Wiring(config_of({wire({"dns"})}))));
+  CHECK(*stage.listener.last.sources == std::vector<std::string>{"dns"});
+  REQUIRE(stage.manager.detach("taps", id, "over"));
+  CHECK_FALSE(stage.listener.last.sources);
+}
+
 // ---- domain rules and learned addresses ---------------------------------------------------------
 
 TEST_CASE("domain rules of all sources reach every source of the wire, united and whole") {

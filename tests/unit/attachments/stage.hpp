@@ -39,10 +39,12 @@ class Listener final : public PluginEvents {
   std::vector<std::string> take() { return std::exchange(heard, {}); }
 
   std::vector<std::string> heard, observed;
+  AttachmentInfo last;  // as told last
   std::vector<Denial> denied;
 
  private:
   void note(const std::string& what, const std::string& instance, const AttachmentInfo& info) {
+    last = info;
     if (instance.empty()) {
       observed.push_back(what + " " + target_name(info.target));
     } else {
