@@ -27,11 +27,6 @@ BootTime after(BootTime now, std::chrono::nanoseconds delay) {
   return {now.nanoseconds + static_cast<std::uint64_t>(delay.count())};
 }
 
-BootTime after(BootTime now, std::uint64_t nanoseconds) {
-  constexpr auto kEnd = ~std::uint64_t{0};
-  return {nanoseconds > kEnd - now.nanoseconds ? kEnd : now.nanoseconds + nanoseconds};
-}
-
 bool due(BootTime when, BootTime now) {
   return !when.never() && when <= now;
 }
@@ -151,8 +146,10 @@ struct AttachmentManager::Attachment {
   ImagePtr image;      // null: the policy it was found with
   std::array<std::uint64_t, 2> digest{};
 
+  // While the kernel has a policy of a former daemon, the rules at hand are the better guess at
+  // what a learned address may not overrule.
+  ImagePtr composed;
   DomainRulesPtr domains;
-  std::unique_ptr<LearnedTable> learned;
 };
 
 // What ought to be in the kernel.
@@ -193,7 +190,11 @@ struct AttachmentManager::Change {
 
 AttachmentManager::AttachmentManager(DataPlane& plane, Wiring wiring, AttachmentTiming timing,
                                      std::function<BootTime()> clock)
-    : plane_(plane), wiring_(std::move(wiring)), timing_(timing), clock_(std::move(clock)) {
+    : plane_(plane),
+      wiring_(std::move(wiring)),
+      timing_(timing),
+      clock_(std::move(clock)),
+      learned_(plane.learned(), clock_) {
   for (const auto& kernel : plane_.adopted()) {
     auto& attachment = insert(kernel);
     attachment.target = target_of(kernel);
@@ -201,6 +202,7 @@ AttachmentManager::AttachmentManager(DataPlane& plane, Wiring wiring, Attachment
     unclaimed_ += 1;
   }
   if (auto image = cache_.image({}, wiring_.floor, clock_())) floor_only_ = std::move(*image);
+  wake_at(after(clock_(), kForgetLearnedEvery));
 }
 
 AttachmentManager::~AttachmentManager() = default;
@@ -251,11 +253,13 @@ AttachmentManager::Attachment& AttachmentManager::insert(const KernelAttachment&
   if (by_slot_.size() <= kernel.slot) by_slot_.resize(kernel.slot + 1);
   by_slot_[kernel.slot] = &attachment;
   attachments_[attachment.id.value] = std::move(owned);
+  learned_.add(attachment.id, kernel.scope, target_name(target_of(kernel)));
   return attachment;
 }
 
 // Forgets it and tells its sources. The filter itself is the caller's business.
 void AttachmentManager::erase(Attachment& attachment, const std::string& reason) {
+  learned_.remove(attachment.id);
   if (events_ != nullptr) {
     auto info = info_of(attachment);
     info.sources = nullptr;
@@ -511,6 +515,7 @@ Status AttachmentManager::transact(const Wiring& wiring, std::vector<Change>& ch
       attachment.held = false;
       held_ -= 1;
     }
+    attachment.composed = change.next.image;
     change.domains_changed = settle_domain_rules(attachment, now);
   }
   return {};
@@ -526,73 +531,43 @@ bool AttachmentManager::settle_domain_rules(Attachment& attachment, BootTime now
   }
   auto rules = cache_.domain_rules(std::move(spoken), now);
   wake_at(rules->next_expiry);
-  if (rules == attachment.domains) return false;
   const auto before = std::exchange(attachment.domains, rules);
-  if (before ? before->rules == rules->rules : rules->rules.empty()) return false;
-  if (attachment.learned && before) {
-    std::unordered_map<std::string_view, std::vector<std::uint32_t>> places;
-    for (std::uint32_t i = 0; i < rules->rules.size(); ++i) {
-      places[rules->rules[i].domain].push_back(i);
-    }
-    // A rule is the same when it opens the same; its name and end may have changed.
-    std::vector<std::uint32_t> now_at;
-    for (const auto& rule : before->rules) {
-      const auto& candidates = places[rule.domain];
-      const auto place = std::ranges::find_if(candidates, [&](std::uint32_t i) {
-        return rules->rules[i].same_effect(rule);
-      });
-      now_at.push_back(place == candidates.end() ? LearnedTable::kGone : *place);
-    }
-    std::vector<Address> orphaned, narrowed;
-    attachment.learned->renumber(now_at, now, orphaned, narrowed);
-    withdraw_addresses(attachment, orphaned, narrowed, now);
-  }
-  return true;
+  settle_learned(attachment);
+  if (rules == before) return false;
+  return before ? before->rules != rules->rules : !rules->rules.empty();
 }
 
-void AttachmentManager::tell_domain_rules(const Attachment& attachment) {
-  if (events_ == nullptr) return;
-  for (const auto& source : attachment.wire->sources) {
-    events_->domain_rules(source, attachment.id, attachment.domains->rules);
-  }
+void AttachmentManager::settle_learned(Attachment& attachment) {
+  const bool withdrawn = learned_.settle(
+      attachment.id, {.wire = attachment.wire,
+                      .decider = decider_of(attachment.wire),
+                      .rules = attachment.domains,
+                      .image = attachment.image ? attachment.image : attachment.composed});
+  if (withdrawn) sever(attachment);
 }
 
-// Takes addresses out of the kernel whose rules are gone. One that other rules still vouch for is
-// put back with their ports only.
-void AttachmentManager::withdraw_addresses(Attachment& attachment,
-                                           const std::vector<Address>& orphaned,
-                                           const std::vector<Address>& narrowed, BootTime now) {
-  if (orphaned.empty() && narrowed.empty()) return;
-  auto leaving = orphaned;
-  leaving.insert(leaving.end(), narrowed.begin(), narrowed.end());
-  if (auto status = plane_.revoke(attachment.slot, leaving); !status) {
-    spdlog::error(
-        "{}: {} addresses learned under removed domain rules could not be revoked: {}; they stay "
-        "until they expire",
-        target_name(attachment.target), leaving.size(), status.error().message);
-    return;
+// The first source of the wire that decides single names.
+std::string AttachmentManager::decider_of(const WirePtr& wire) const {
+  for (const auto& source : wire->sources) {
+    const auto found = instances_.find(source);
+    if (found != instances_.end() && found->second.roles.decider) return source;
   }
-  for (const auto& address : narrowed) {
-    LearnedAddress entry{.address = address, .active_until = {}, .grace_until = {}};
-    const auto ports = ports_of(attachment, address, now, entry.active_until, entry.grace_until);
-    if (auto status = plane_.learn(attachment.slot, std::span(&entry, 1), ports); !status) {
-      spdlog::warn(
-          "{}: an address that another domain rule still allows was lost: {}; it is "
-          "learned again with the next answer",
-          target_name(attachment.target), status.error().message);
-    }
-  }
-  // The flip has judged nothing yet: tell both ends of what was open.
-  PublishRequest sever{
+  return {};
+}
+
+// Addresses left the kernel, which judges by what remains from the next packet on. Tells both ends
+// of what was open.
+void AttachmentManager::sever(Attachment& attachment) {
+  if (attachment.held) return;  // its options are not known
+  PublishRequest request{
       .slot = attachment.slot,
       .mode = attachment.mode,
       .options = attachment.options_of ? attachment.options_of->options : attachment.wire->options,
       .policy = nullptr,
       .tightening = true};
-  sever.options.audit = attachment.audit;
-  sever.options.replies = attachment.replies;
-  if (attachment.held) return;  // its options are not known
-  if (auto generation = plane_.publish(sever)) {
+  request.options.audit = attachment.audit;
+  request.options.replies = attachment.replies;
+  if (auto generation = plane_.publish(request)) {
     attachment.generation = *generation;
     publishes_ += 1;
   } else {
@@ -601,141 +576,11 @@ void AttachmentManager::withdraw_addresses(Attachment& attachment,
   }
 }
 
-// Ports of all rules that vouch for the address (empty: one of them allows every port), and the
-// latest of their times.
-std::vector<PortRange> AttachmentManager::ports_of(const Attachment& attachment,
-                                                   const Address& address, BootTime now,
-                                                   BootTime& active, BootTime& grace) const {
-  std::vector<PortRange> ports;
-  bool every = false;
-  for (const auto& owner : attachment.learned->owners(address)) {
-    if (owner.grace_until <= now) continue;
-    active = std::max(active, owner.active_until);
-    grace = std::max(grace, owner.grace_until);
-    const auto& rule = attachment.domains->rules[owner.rule];
-    every |= rule.ports.empty();
-    ports.insert(ports.end(), rule.ports.begin(), rule.ports.end());
+void AttachmentManager::tell_domain_rules(const Attachment& attachment) {
+  if (events_ == nullptr) return;
+  for (const auto& source : attachment.wire->sources) {
+    events_->domain_rules(source, attachment.id, attachment.domains->rules);
   }
-  if (every) return {};
-  std::ranges::sort(ports);
-  const auto repeated = std::ranges::unique(ports);
-  ports.erase(repeated.begin(), repeated.end());
-  return ports;
-}
-
-Status AttachmentManager::learn(const std::string& instance, AttachmentId id,
-                                std::span<const std::array<std::uint8_t, 16>> addresses,
-                                std::uint64_t ttl_ns, std::uint64_t grace_ns, std::uint32_t index) {
-  auto* attachment = find(id);
-  if (auto source = source_index(attachment, instance, id); !source) {
-    return std::unexpected(source.error());
-  }
-  const auto& name = target_name(attachment->target);
-  if (!attachment->domains || index >= attachment->domains->rules.size()) {
-    return fail_with(ESTALE,
-                     "{}: domain rule {} does not exist; it has {}, use the list that came last",
-                     name, index, attachment->domains ? attachment->domains->rules.size() : 0);
-  }
-  const auto now = clock_();
-  const auto& rule = attachment->domains->rules[index];
-  if (rule.action != Action::allow) {
-    return fail_with(EACCES, "{}: domain rule {} ({}) is a deny; it grants nothing", name, index,
-                     rule.domain);
-  }
-  auto active = after(now, ttl_ns);
-  if (!rule.expires.never()) active = std::min(active, rule.expires);
-  auto grace = after(active, grace_ns);
-  if (!rule.expires.never()) grace = std::min(grace, rule.expires);
-  if (active <= now) {
-    return fail_with(ESTALE, "{}: domain rule {} ({}) has expired", name, index, rule.domain);
-  }
-
-  // While the kernel has a policy of a former daemon, the rules at hand are the better guess.
-  ImagePtr image = attachment->image;
-  if (!image) {
-    auto composed = compose(wiring_, attachment->wire, attachment->layers, now);
-    if (!composed) return std::unexpected(composed.error());
-    image = composed->image;
-  }
-  for (std::uint32_t i = 0; i < addresses.size(); ++i) {
-    if (!denies(*image, addresses[i], rule.ports, now)) continue;
-    Prefix shown;
-    const bool mapped = std::all_of(addresses[i].begin(), addresses[i].begin() + 10,
-                                    [](auto byte) { return byte == 0; }) &&
-                        addresses[i][10] == 0xff && addresses[i][11] == 0xff;
-    shown.family = mapped ? 4 : 6;
-    shown.length = mapped ? 32 : 128;
-    if (mapped) {
-      std::copy(addresses[i].begin() + 12, addresses[i].end(), shown.address.begin());
-    } else {
-      shown.address = addresses[i];
-    }
-    auto error = Error{
-        .message = fmt::format("{}: {} is denied by an explicit rule or the floor, and a name ({}) "
-                               "does not overrule that; allow the network itself to open it",
-                               name, shown.text(), rule.domain),
-        .code = EACCES};
-    error.item_index = i;
-    return std::unexpected(std::move(error));
-  }
-
-  // Ports are kept per address, so an address that another rule already opened gets both.
-  if (!attachment->learned) attachment->learned = std::make_unique<LearnedTable>();
-  std::map<std::vector<PortRange>, std::vector<LearnedAddress>> batches;
-  for (const auto& address : addresses) {
-    LearnedAddress entry{.address = address, .active_until = active, .grace_until = grace};
-    auto ports = rule.ports;
-    const auto owners = attachment->learned->owners(address);
-    const bool others = std::ranges::any_of(
-        owners, [&](const auto& owner) { return owner.rule != index && owner.grace_until > now; });
-    if (others && !ports.empty()) {
-      BootTime ignored_active, ignored_grace;
-      const auto known = ports_of(*attachment, address, now, ignored_active, ignored_grace);
-      if (known.empty()) {
-        ports.clear();
-      } else {
-        ports.insert(ports.end(), known.begin(), known.end());
-        std::ranges::sort(ports);
-        const auto repeated = std::ranges::unique(ports);
-        ports.erase(repeated.begin(), repeated.end());
-      }
-    }
-    batches[std::move(ports)].push_back(entry);
-  }
-  std::vector<Address> done;
-  for (const auto& [ports, entries] : batches) {
-    auto status = plane_.learn(attachment->slot, entries, ports);
-    if (status) {
-      for (const auto& entry : entries) done.push_back(entry.address);
-      continue;
-    }
-    std::erase_if(done, [&](const Address& address) {
-      return !attachment->learned->owners(address).empty();
-    });
-    if (!done.empty()) (void)plane_.revoke(attachment->slot, done);
-    return fail_with(status.error().code, "{}: {}", name, status.error().message);
-  }
-  for (const auto& address : addresses) {
-    attachment->learned->add(address, {index, active, grace});
-  }
-  wake_at(after(now, kForgetLearnedEvery));
-  return {};
-}
-
-Status AttachmentManager::revoke(const std::string& instance, AttachmentId id,
-                                 std::span<const std::array<std::uint8_t, 16>> addresses) {
-  auto* attachment = find(id);
-  if (auto source = source_index(attachment, instance, id); !source) {
-    return std::unexpected(source.error());
-  }
-  if (auto status = plane_.revoke(attachment->slot, addresses); !status) {
-    return fail_with(status.error().code, "{}: {}", target_name(attachment->target),
-                     status.error().message);
-  }
-  if (attachment->learned) {
-    for (const auto& address : addresses) attachment->learned->remove(address);
-  }
-  return {};
 }
 
 // ---- discovery ----------------------------------------------------------------------------------
@@ -868,7 +713,9 @@ Result<AttachmentId> AttachmentManager::attach(const std::string& instance, cons
     attachment.image = composed->image;
     attachment.digest = composed->image->digest();
   }
+  attachment.composed = composed->image;
   attachment.domains = cache_.domain_rules({}, now);
+  settle_learned(attachment);
   warn_unwired(attachment);
   tell_rewired(attachment, nullptr, false, true);
   return attachment.id;
@@ -917,6 +764,7 @@ Result<AttachmentId> AttachmentManager::claim(Attachment& attachment, const std:
   } else {
     std::get<CgroupTarget>(attachment.target).path = std::get<CgroupTarget>(target).path;
   }
+  learned_.rename(attachment.id, target_name(attachment.target));
   if (!was_claimed) unclaimed_ -= 1;
   attachment.claimed = true;
   attachment.discovered_by = instance;
@@ -973,7 +821,13 @@ Status AttachmentManager::listed(const std::string& instance) {
 void AttachmentManager::instance(const std::string& name, InstanceRoles roles,
                                  InstanceState state) {
   auto& known = instances_[name];
+  const bool decides_differently = known.roles.decider != roles.decider;
   known.roles = roles;
+  if (decides_differently) {
+    for (auto& [id, attachment] : attachments_) {
+      if (attachment->wire) settle_learned(*attachment);
+    }
+  }
   // A discovery attaches and lists before its start() returns, so its run begins with `starting`.
   const bool begins =
       known.run == 0 || (known.state == InstanceState::down && state != InstanceState::down);
@@ -1298,6 +1152,9 @@ void AttachmentManager::drop_unclaimed(BootTime now) {
 // Rules that ended. The programs stopped honouring them in time; here their space is freed, both
 // ends of what they carried are told, and resolvers hear of it.
 void AttachmentManager::expire(BootTime now) {
+  const bool forget = forget_learned_at_ <= now;
+  if (forget) forget_learned_at_ = after(now, kForgetLearnedEvery);
+  wake_at(forget_learned_at_);
   for (auto& [id, attachment] : attachments_) {
     if (attachment->image && !attachment->held) {
       const auto expiry = attachment->image->compiled.next_expiry;
@@ -1318,12 +1175,7 @@ void AttachmentManager::expire(BootTime now) {
       tell_domain_rules(*attachment);
     }
     wake_at(attachment->domains->next_expiry);
-    if (attachment->learned && !attachment->learned->empty()) {
-      std::vector<Address> narrowed;
-      attachment->learned->expire(now, narrowed);
-      withdraw_addresses(*attachment, {}, narrowed, now);
-      wake_at(after(now, kForgetLearnedEvery));
-    }
+    if (forget && learned_.expire(attachment->id) && attachment->wire) sever(*attachment);
   }
 }
 

@@ -1,7 +1,8 @@
 // The attachments of this host: which targets are filtered, under which wire, with which layers,
 // and what of that is in the kernel. Implements Core, which is what plugins may ask for.
 //
-// Everything here happens on the core loop's thread. A change is composed first (layers merged,
+// Everything here happens on the core loop's thread but learning addresses, which any thread may do
+// (LearnedAddresses). A change is composed first (layers merged,
 // policy compiled), then published, then remembered: what fails on the way changes nothing.
 //
 //   AttachmentManager manager(data_plane, Wiring(config));
@@ -26,7 +27,7 @@
 #include <vector>
 
 #include "attachments/core.hpp"
-#include "attachments/learned_table.hpp"
+#include "attachments/learned_addresses.hpp"
 #include "attachments/policy_cache.hpp"
 #include "attachments/wiring.hpp"
 
@@ -49,6 +50,7 @@ enum class InstanceState : std::uint8_t {
 struct InstanceRoles {
   bool discovery = false;
   bool policy_source = false;
+  bool decider = false;
 };
 
 class AttachmentManager final : public Core {
@@ -93,11 +95,19 @@ class AttachmentManager final : public Core {
                                std::vector<Rule> add, std::vector<Rule> remove) override;
   Result<Applied> withdraw_layer(const std::string& instance, AttachmentId id) override;
   Status replace_layers(const std::string& instance, std::vector<LayerChange> changes) override;
-  Status learn(const std::string& instance, AttachmentId id,
-               std::span<const std::array<std::uint8_t, 16>> addresses, std::uint64_t ttl_ns,
-               std::uint64_t grace_ns, std::uint32_t rule) override;
+  Status learn(const std::string& instance, AttachmentId id, std::span<const Address> addresses,
+               std::uint64_t ttl_ns, std::uint64_t grace_ns, std::uint32_t rule) override {
+    return learned_.learn(instance, id, addresses, ttl_ns, grace_ns, rule);
+  }
+  Status learn_decided(const std::string& instance, AttachmentId id,
+                       std::span<const Address> addresses, std::uint64_t ttl_ns,
+                       std::uint64_t grace_ns, std::span<const PortRange> ports) override {
+    return learned_.learn_decided(instance, id, addresses, ttl_ns, grace_ns, ports);
+  }
   Status revoke(const std::string& instance, AttachmentId id,
-                std::span<const std::array<std::uint8_t, 16>> addresses) override;
+                std::span<const Address> addresses) override {
+    return learned_.revoke(instance, id, addresses);
+  }
   Result<Counters> counters(AttachmentId id) override;
   std::vector<AttachmentInfo> list() override;
   std::vector<AttachmentInfo> attachments_of(const std::string& instance) override;
@@ -142,13 +152,11 @@ class AttachmentManager final : public Core {
   [[nodiscard]] Status transact(const Wiring& wiring, std::vector<Change>& changes);
   [[nodiscard]] Status publish(Attachment& attachment, const Composed& next, bool narrowing);
   [[nodiscard]] bool settle_domain_rules(Attachment& attachment, BootTime now);
+  void settle_learned(Attachment& attachment);
+  [[nodiscard]] std::string decider_of(const WirePtr& wire) const;
+  void sever(Attachment& attachment);
   void tell_domain_rules(const Attachment& attachment);
   [[nodiscard]] std::uint32_t run_of(const std::string& instance) const;
-  void withdraw_addresses(Attachment& attachment, const std::vector<Address>& orphaned,
-                          const std::vector<Address>& narrowed, BootTime now);
-  [[nodiscard]] std::vector<PortRange> ports_of(const Attachment& attachment,
-                                                const Address& address, BootTime now,
-                                                BootTime& active, BootTime& grace) const;
   [[nodiscard]] Result<Applied> change_layer(const std::string& instance, AttachmentId id,
                                              std::optional<Layer> layer);
 
@@ -173,6 +181,7 @@ class AttachmentManager final : public Core {
   AttachmentTiming timing_;
   std::function<BootTime()> clock_;
   PolicyCache cache_;
+  LearnedAddresses learned_;
   ImagePtr floor_only_;  // kept, so that a new attachment never compiles
 
   std::unordered_map<std::uint64_t, std::unique_ptr<Attachment>> attachments_;  // by id
@@ -186,6 +195,7 @@ class AttachmentManager final : public Core {
   std::size_t unclaimed_ = 0, held_ = 0;
   std::uint64_t publishes_ = 0;
   BootTime wake_;  // the earliest deadline; never: none
+  BootTime forget_learned_at_;
 };
 
 }  // namespace sluice

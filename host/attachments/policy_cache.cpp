@@ -79,7 +79,8 @@ LayerPtr PolicyCache::intern(Layer layer) {
   layer.rules.shrink_to_fit();
   stored->layer = std::move(layer);
   bucket.push_back(stored);
-  if (layers_.size() + images_.size() + domain_rules_.size() > sweep_at_) sweep();
+  if (layers_.size() + images_.size() + domain_rules_.size() + openings_.size() > sweep_at_)
+    sweep();
   return stored;
 }
 
@@ -138,6 +139,7 @@ DomainRulesPtr PolicyCache::domain_rules(std::vector<LayerPtr> layers, BootTime 
         continue;
       same_name.push_back(united->rules.size());
       united->rules.push_back(rule);
+      united->openings.push_back(opening(rule));
       if (!rule.expires.never() &&
           (united->next_expiry.never() || rule.expires < united->next_expiry)) {
         united->next_expiry = rule.expires;
@@ -147,6 +149,18 @@ DomainRulesPtr PolicyCache::domain_rules(std::vector<LayerPtr> layers, BootTime 
   united->layers = std::move(layers);
   entry = united;
   return united;
+}
+
+OpeningPtr PolicyCache::opening(const Rule& rule) {
+  if (rule.action != Action::allow) return nullptr;
+  Opening wanted{.domain = rule.domain,
+                 .ports = rule.ports,
+                 .ranges = rule.ranges,
+                 .public_suffix = rule.public_suffix};
+  auto& entry = openings_[wanted];
+  auto opening = entry.lock();
+  if (!opening) entry = opening = std::make_shared<const Opening>(std::move(wanted));
+  return opening;
 }
 
 std::size_t PolicyCache::distinct_layers() {
@@ -161,7 +175,8 @@ void PolicyCache::sweep() {
   std::erase_if(layers_, [](const auto& bucket) { return bucket.second.empty(); });
   std::erase_if(images_, [](const auto& entry) { return entry.second.expired(); });
   std::erase_if(domain_rules_, [](const auto& entry) { return entry.second.expired(); });
-  sweep_at_ = 64 + 2 * (layers_.size() + images_.size() + domain_rules_.size());
+  std::erase_if(openings_, [](const auto& entry) { return entry.second.expired(); });
+  sweep_at_ = 64 + 2 * (layers_.size() + images_.size() + domain_rules_.size() + openings_.size());
 }
 
 bool narrows(const PolicyImage& before, const PolicyImage& after, BootTime now) {

@@ -46,10 +46,22 @@ struct PolicyImage {
 };
 using ImagePtr = std::shared_ptr<const PolicyImage>;
 
+// What one allowed name opens: for equal rules one object, so that identity tells whether the rule
+// an address was learned under is still in force. Its name and its end may have changed.
+struct Opening {
+  std::string domain;
+  std::vector<PortRange> ports;  // empty: every protocol and port
+  std::vector<Prefix> ranges;    // as in Rule
+  bool public_suffix = false;
+  auto operator<=>(const Opening&) const = default;
+};
+using OpeningPtr = std::shared_ptr<const Opening>;
+
 // The domain rules of an attachment, united over its layers; resolvers refer to them by index.
 struct DomainRules {
   std::vector<LayerPtr> layers;
   std::vector<Rule> rules;
+  std::vector<OpeningPtr> openings;  // beside `rules`; null: a deny
   BootTime next_expiry;
 };
 using DomainRulesPtr = std::shared_ptr<const DomainRules>;
@@ -75,12 +87,14 @@ class PolicyCache {
     const Floor* floor;
     auto operator<=>(const ImageKey&) const = default;
   };
+  [[nodiscard]] OpeningPtr opening(const Rule& rule);
   void sweep();
 
   std::unordered_map<std::uint64_t, std::vector<std::weak_ptr<const StoredLayer>>> layers_;
   // Keys hold raw pointers: a live image keeps its layers alive, and a dead one is never returned.
   std::map<ImageKey, std::weak_ptr<const PolicyImage>> images_;
   std::map<std::vector<const StoredLayer*>, std::weak_ptr<const DomainRules>> domain_rules_;
+  std::map<Opening, std::weak_ptr<const Opening>> openings_;
   std::size_t sweep_at_ = 64;
   std::uint64_t compiles_ = 0;
 };

@@ -1,6 +1,6 @@
 // The kernel, behind an interface. KernelDataPlane owns the programs, links and maps; FakeDataPlane
 // keeps it all in memory so that everything above is tested without root. Only the core loop's
-// thread calls it.
+// thread calls it; learned() alone may be used from any.
 //
 // "Applied" means: in the kernel, read back. A call that fails leaves what was in force as it was.
 #pragma once
@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "base/address.hpp"
 #include "base/ids.hpp"
 #include "base/result.hpp"
 #include "layout.h"
@@ -64,6 +65,7 @@ struct AttachmentOptions {
 // An attachment as the kernel has it: what attach returned, or what adoption found.
 struct KernelAttachment {
   std::uint32_t slot = 0;
+  std::uint32_t scope = 0;  // of its learned addresses and flows; never another's in one boot
   std::uint64_t incarnation = 0;
   Generation generation;
   Mode mode = Mode::block_all;
@@ -83,8 +85,26 @@ struct PublishRequest {
 };
 
 struct LearnedAddress {
-  std::array<std::uint8_t, 16> address{};  // network order; IPv4 mapped
+  Address address{};
   BootTime active_until, grace_until;
+};
+
+// [any] The addresses that names opened, by the scope of their attachment. A scope is there from
+// attach (or adoption) until its attachment goes, be it by detach() or by itself; from then on it is
+// refused (ENOENT), and nothing is in the kernel under it.
+class LearnedMap {
+ public:
+  virtual ~LearnedMap() = default;
+
+  // All or nothing. `ports` empty: every protocol and port. Extends what is there (the later of the
+  // times, the ports of both), never shortens it.
+  [[nodiscard]] virtual Status learn(std::uint32_t scope, std::span<const LearnedAddress> addresses,
+                                     std::span<const PortRange> ports) = 0;
+  // Times and ports of one address that is there become exactly these, with no moment between in
+  // which it is not there.
+  [[nodiscard]] virtual Status replace(std::uint32_t scope, const LearnedAddress& address,
+                                       std::span<const PortRange> ports) = 0;
+  virtual Status revoke(std::uint32_t scope, std::span<const Address> addresses) = 0;
 };
 
 struct Counters {
@@ -126,12 +146,7 @@ class DataPlane {
   // One flip. Returns the new generation, read back.
   [[nodiscard]] virtual Result<Generation> publish(const PublishRequest& request) = 0;
 
-  // All or nothing. `ports` empty: every protocol and port. Extends what is there, never shortens
-  // it.
-  [[nodiscard]] virtual Status learn(std::uint32_t slot, std::span<const LearnedAddress> addresses,
-                                     std::span<const PortRange> ports) = 0;
-  virtual Status revoke(std::uint32_t slot,
-                        std::span<const std::array<std::uint8_t, 16>> addresses) = 0;
+  [[nodiscard]] virtual LearnedMap& learned() = 0;
 
   [[nodiscard]] virtual Result<Counters> counters(std::uint32_t slot) = 0;
   [[nodiscard]] virtual std::vector<std::uint64_t>

@@ -138,23 +138,8 @@ Status KernelDataPlane::adopt() {
   }
   // Learned addresses belong to a scope; those of scopes that are gone are swept, the others are
   // known again.
-  std::map<std::uint32_t, std::uint32_t> by_scope;
-  for (const auto& [index, live] : live_) by_scope[slots_.at(index).scope] = index;
-  std::vector<sluice_learned_key> orphans;
-  sluice_learned_key key{}, next{};
-  for (const void* at = nullptr; bpf_map_get_next_key(programs_.map(Map::learned), at, &next) == 0;
-       at = &key) {
-    key = next;
-    const auto owner = by_scope.find(key.scope);
-    if (owner == by_scope.end()) {
-      orphans.push_back(key);
-      continue;
-    }
-    std::array<std::uint8_t, 16> address{};
-    std::memcpy(address.data(), key.address, 16);
-    live_.at(owner->second).learned.insert(address);
-  }
-  for (const auto& orphan : orphans) bpf_map_delete_elem(programs_.map(Map::learned), &orphan);
+  for (const auto& [index, live] : live_) learned_.open(slots_.at(index).scope, live.name);
+  learned_.adopt();
   // Pins without a live slot hold filters that nothing answers for.
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(links_, error)) {

@@ -125,6 +125,7 @@ Result<KernelAttachment> KernelDataPlane::attach(const InterfaceTarget& target,
   Live& live = live_[*index];
   live.name = link->name;
   live.netns_path = target.netns_path;
+  learned_.open(slot.scope, live.name);
 
   Status done;
   if (initial != nullptr) {
@@ -247,6 +248,7 @@ Result<KernelAttachment> KernelDataPlane::attach(const CgroupTarget& target,
   slots_.fill(*index, slot);
   Live& live = live_[*index];
   live.name = target.path;
+  learned_.open(slot.scope, live.name);
 
   Status done;
   if (initial != nullptr) {
@@ -299,12 +301,7 @@ void KernelDataPlane::forget(std::uint32_t index) {
     const std::uint64_t none = 0;
     bpf_map_update_elem(programs_.map(Map::cgroup_slot), &slot.cgroup_id, &none, BPF_EXIST);
   }
-  for (const auto& address : it->second.learned) {
-    sluice_learned_key key{};
-    key.scope = slot.scope;
-    std::memcpy(key.address, address.data(), 16);
-    bpf_map_delete_elem(programs_.map(Map::learned), &key);
-  }
+  learned_.close(slot.scope);
   slots_.clear(index);
   policies_.release(it->second.policy);
   adopted_.erase(index);

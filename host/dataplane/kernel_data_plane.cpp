@@ -155,7 +155,7 @@ KernelDataPlane::KernelDataPlane(const HostConfig& config, KernelFeatures featur
       programs_(std::move(programs)),
       slots_(std::move(slots)),
       policies_(policy_maps),
-      port_sets_(programs_.map(Map::port_sets), kPortSets) {}
+      learned_(programs_.map(Map::learned), programs_.map(Map::port_sets), kPortSets) {}
 
 KernelDataPlane::~KernelDataPlane() {
   if (events_ != nullptr) ring_buffer__free(events_);
@@ -226,6 +226,7 @@ KernelAttachment KernelDataPlane::describe(std::uint32_t index) const {
   const std::uint64_t word = slots_.word(index);
   KernelAttachment made;
   made.slot = index;
+  made.scope = slot.scope;
   made.incarnation = slot.incarnation;
   made.generation = {slot.generation};
   made.mode = static_cast<Mode>(sluice_word_mode(word));
@@ -271,75 +272,6 @@ Result<Generation> KernelDataPlane::publish(const PublishRequest& request) {
         live.name, config_.bpffs.string());
   if (request.tightening) sever(request.slot);
   return Generation{generation};
-}
-
-Status KernelDataPlane::learn(std::uint32_t slot, std::span<const LearnedAddress> addresses,
-                              std::span<const PortRange> ports) {
-  const auto it = live_.find(slot);
-  if (it == live_.end()) return fail_with(ENOENT, "attachment {}: no longer in the kernel", slot);
-  auto port_set = port_sets_.index_of(ports);
-  if (!port_set) return std::unexpected(port_set.error());
-  const int map = programs_.map(Map::learned);
-  struct Before {
-    sluice_learned_key key;
-    sluice_learned value;
-    bool existed;
-  };
-  std::vector<Before> done;
-  done.reserve(addresses.size());
-  const std::uint64_t now = boot_now().nanoseconds;
-  for (const LearnedAddress& learned : addresses) {
-    Before before{};
-    before.key.scope = slots_.at(slot).scope;
-    std::memcpy(before.key.address, learned.address.data(), 16);
-    before.existed = bpf_map_lookup_elem(map, &before.key, &before.value) == 0;
-    // An answer that has ended is not prolonged: its ports would come back to life with it.
-    const bool lives =
-        before.existed && std::max(before.value.active_until, before.value.grace_until) > now;
-    sluice_learned value = lives ? before.value : sluice_learned{};
-    value.active_until =
-        std::max<std::uint64_t>(value.active_until, learned.active_until.nanoseconds);
-    value.grace_until = std::max<std::uint64_t>(value.grace_until, learned.grace_until.nanoseconds);
-    Status written;
-    if (!lives) {
-      value.port_set = *port_set;
-    } else if (value.port_set != *port_set) {
-      auto both = port_sets_.united(value.port_set, ports);
-      if (both)
-        value.port_set = *both;
-      else
-        written = std::unexpected(both.error());
-    }
-    if (written && bpf_map_update_elem(map, &before.key, &value, BPF_ANY) != 0)
-      written = fail_with(errno, "{}: cannot write a learned address: {}{}", it->second.name,
-                          strerror(errno), errno == E2BIG ? "; raise host.max_learned" : "");
-    if (!written) {
-      for (const Before& undo : done) {
-        if (undo.existed)
-          bpf_map_update_elem(map, &undo.key, &undo.value, BPF_ANY);
-        else
-          bpf_map_delete_elem(map, &undo.key);
-      }
-      return written;
-    }
-    done.push_back(before);
-  }
-  for (const LearnedAddress& learned : addresses) it->second.learned.insert(learned.address);
-  return {};
-}
-
-Status KernelDataPlane::revoke(std::uint32_t slot,
-                               std::span<const std::array<std::uint8_t, 16>> addresses) {
-  const auto it = live_.find(slot);
-  if (it == live_.end()) return fail_with(ENOENT, "attachment {}: no longer in the kernel", slot);
-  for (const auto& address : addresses) {
-    sluice_learned_key key{};
-    key.scope = slots_.at(slot).scope;
-    std::memcpy(key.address, address.data(), 16);
-    bpf_map_delete_elem(programs_.map(Map::learned), &key);
-    it->second.learned.erase(address);
-  }
-  return {};
 }
 
 Result<Counters> KernelDataPlane::counters(std::uint32_t slot) {

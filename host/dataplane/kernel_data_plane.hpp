@@ -19,10 +19,10 @@
 #include "config/config.hpp"
 #include "dataplane/background.hpp"
 #include "dataplane/data_plane.hpp"
+#include "dataplane/learned_map.hpp"
 #include "dataplane/link_facts.hpp"
 #include "dataplane/pinned_tree.hpp"
 #include "dataplane/policy_store.hpp"
-#include "dataplane/port_set_table.hpp"
 #include "dataplane/programs.hpp"
 #include "dataplane/slot_table.hpp"
 
@@ -47,10 +47,7 @@ class KernelDataPlane final : public DataPlane {
                                                 const PublishRequest* initial) override;
   Status detach(std::uint32_t slot) override;
   [[nodiscard]] Result<Generation> publish(const PublishRequest& request) override;
-  [[nodiscard]] Status learn(std::uint32_t slot, std::span<const LearnedAddress> addresses,
-                             std::span<const PortRange> ports) override;
-  Status revoke(std::uint32_t slot,
-                std::span<const std::array<std::uint8_t, 16>> addresses) override;
+  [[nodiscard]] LearnedMap& learned() override { return learned_; }
   [[nodiscard]] Result<Counters> counters(std::uint32_t slot) override;
   [[nodiscard]] std::vector<std::uint64_t> reason_counters() override;
   [[nodiscard]] Status set_guards(const GuardSettings& guards) override;
@@ -65,7 +62,6 @@ class KernelDataPlane final : public DataPlane {
     bool tcx = false, clsact = false;
     bool converting = false;  // a job attaches TCX links behind the clsact filters
     std::uint32_t policy = 0;
-    std::set<std::array<std::uint8_t, 16>> learned;
   };
 
   KernelDataPlane(const HostConfig& config, KernelFeatures features, std::filesystem::path links,
@@ -88,7 +84,6 @@ class KernelDataPlane final : public DataPlane {
   void watch_links();
   void read_link_events(const DataPlaneEvents& events);
   void audit(const DataPlaneEvents& events);
-  void sweep_learned();
   void start_grace_period();
   void target_gone(std::uint32_t index, const std::string& reason, const DataPlaneEvents& events);
   void task_moved(const sluice_event& event);
@@ -103,7 +98,7 @@ class KernelDataPlane final : public DataPlane {
   Programs programs_;
   SlotTable slots_;
   PolicyStore policies_;
-  PortSetTable port_sets_;
+  KernelLearnedMap learned_;
   std::map<std::uint32_t, Live> live_;
   std::set<std::uint32_t> adopted_;  // not claimed yet
   std::uint64_t own_netns_ = 0;

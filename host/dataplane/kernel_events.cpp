@@ -25,8 +25,6 @@ namespace {
 
 constexpr std::uint64_t kSecond = 1'000'000'000;
 constexpr std::uint64_t kAuditInterval = 5 * kSecond, kSweepInterval = 10 * kSecond;
-constexpr std::size_t kMaxSweep =
-    4096;  // learned addresses looked at in one sweep of one attachment
 
 }  // namespace
 
@@ -128,26 +126,6 @@ void KernelDataPlane::audit(const DataPlaneEvents& events) {
   for (const auto& [index, reason] : gone) target_gone(index, reason, events);
 }
 
-void KernelDataPlane::sweep_learned() {
-  const std::uint64_t now = boot_now().nanoseconds;
-  for (auto& [index, live] : live_) {
-    std::size_t looked = 0;
-    for (auto it = live.learned.begin(); it != live.learned.end() && looked < kMaxSweep; ++looked) {
-      sluice_learned_key key{};
-      sluice_learned value{};
-      key.scope = slots_.at(index).scope;
-      std::memcpy(key.address, it->data(), 16);
-      const int map = programs_.map(Map::learned);
-      if (bpf_map_lookup_elem(map, &key, &value) == 0 && value.grace_until > now) {
-        ++it;
-        continue;
-      }
-      bpf_map_delete_elem(map, &key);
-      it = live.learned.erase(it);
-    }
-  }
-}
-
 // Heap space that no word refers to may still be read by a program that began before the flip.
 // MEMBARRIER_CMD_GLOBAL waits for an RCU grace period, which no such program outlives.
 void KernelDataPlane::start_grace_period() {
@@ -185,7 +163,7 @@ void KernelDataPlane::poll(const DataPlaneEvents& events) {
   }
   if (now - last_sweep_ > kSweepInterval) {
     last_sweep_ = now;
-    sweep_learned();
+    learned_.sweep({now});
   }
   start_grace_period();
   convert_next();

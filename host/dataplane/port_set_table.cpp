@@ -4,8 +4,27 @@
 
 #include <algorithm>
 #include <cstring>
+#include <mutex>
 
 namespace sluice {
+namespace {
+
+// Any two lists that mean the same are equal in this form.
+std::vector<PortRange> normal_form(std::span<const PortRange> ports) {
+  std::vector<PortRange> sorted(ports.begin(), ports.end());
+  for (PortRange& range : sorted)
+    if (range.any_port) range.first = 0, range.last = 65535;
+  std::ranges::sort(sorted);
+  sorted.erase(std::ranges::unique(sorted).begin(), sorted.end());
+  return sorted;
+}
+
+}  // namespace
+
+bool PortSetTable::Less::operator()(std::span<const PortRange> one,
+                                    std::span<const PortRange> other) const {
+  return std::ranges::lexicographical_compare(one, other);
+}
 
 PortSetTable::PortSetTable(int map, std::uint32_t entries) : map_(map), entries_(entries) {
   sets_.emplace_back();  // index 0
@@ -24,11 +43,16 @@ PortSetTable::PortSetTable(int map, std::uint32_t entries) : map_(map), entries_
 
 Result<std::uint32_t> PortSetTable::index_of(std::span<const PortRange> ports) {
   if (ports.empty()) return 0u;
-  std::vector<PortRange> sorted(ports.begin(), ports.end());
-  for (PortRange& range : sorted)
-    if (range.any_port) range.first = 0, range.last = 65535;
-  std::ranges::sort(sorted);
-  sorted.erase(std::ranges::unique(sorted).begin(), sorted.end());
+  {
+    // The usual caller asks for the list of a rule again and again, as it was before.
+    const std::shared_lock lock(mutex_);
+    if (const auto known = known_.find(ports); known != known_.end()) return known->second;
+  }
+  return add(normal_form(ports));
+}
+
+Result<std::uint32_t> PortSetTable::add(std::vector<PortRange> sorted) {
+  const std::lock_guard lock(mutex_);
   if (const auto known = known_.find(sorted); known != known_.end()) return known->second;
   if (sorted.size() > SLUICE_PORT_SET_SPANS)
     return fail_with(E2BIG,
@@ -55,8 +79,11 @@ Result<std::uint32_t> PortSetTable::index_of(std::span<const PortRange> ports) {
 
 Result<std::uint32_t> PortSetTable::united(std::uint32_t index, std::span<const PortRange> ports) {
   if (index == 0 || ports.empty()) return 0u;
-  if (index >= sets_.size()) return index_of(ports);
-  std::vector<PortRange> all = sets_[index];
+  std::vector<PortRange> all;
+  {
+    const std::shared_lock lock(mutex_);
+    if (index < sets_.size()) all = sets_[index];
+  }
   all.insert(all.end(), ports.begin(), ports.end());
   return index_of(all);
 }

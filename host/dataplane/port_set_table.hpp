@@ -1,10 +1,11 @@
 // The `port_sets` map: what ports a learned address is good for. Content-addressed; index 0 is
 // "every protocol and port". Entries are small and few (one per distinct `ports` list of a domain
-// rule), and are never rewritten while in use.
+// rule), and are never rewritten while in use. [any]
 #pragma once
 
 #include <cstdint>
 #include <map>
+#include <shared_mutex>
 #include <span>
 #include <vector>
 
@@ -24,9 +25,17 @@ class PortSetTable {
   [[nodiscard]] Result<std::uint32_t> united(std::uint32_t index, std::span<const PortRange> ports);
 
  private:
-  int map_;
-  std::uint32_t entries_;
-  std::map<std::vector<PortRange>, std::uint32_t> known_;
+  // Lists compare as spans, so that one is found without a copy of it.
+  struct Less {
+    using is_transparent = void;
+    bool operator()(std::span<const PortRange> one, std::span<const PortRange> other) const;
+  };
+  [[nodiscard]] Result<std::uint32_t> add(std::vector<PortRange> sorted);
+
+  const int map_;
+  const std::uint32_t entries_;
+  std::shared_mutex mutex_;  // of what follows
+  std::map<std::vector<PortRange>, std::uint32_t, Less> known_;
   std::vector<std::vector<PortRange>> sets_;
 };
 

@@ -2,6 +2,7 @@
 // one of them hangs.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <functional>
 #include <memory>
@@ -31,8 +32,10 @@ class CoreGate : public std::enable_shared_from_this<CoreGate> {
   // here holds up the end of the daemon: no waiting.
   template <typename Work>
   bool direct(Work&& work) {
+    // Asked first, so that those who keep coming do not keep shut() from the lock.
+    if (!open_.load(std::memory_order_relaxed)) return false;
     const std::shared_lock lock(direct_mutex_);
-    if (!open_) return false;
+    if (!open_.load(std::memory_order_relaxed)) return false;
     work(core_);
     return true;
   }
@@ -57,10 +60,8 @@ class CoreGate : public std::enable_shared_from_this<CoreGate> {
   // [core loop] Tasks that are posted already do not run any more.
   void shut() {
     open_on_loop_ = false;
-    {
-      const std::unique_lock lock(direct_mutex_);
-      open_ = false;
-    }
+    open_.store(false);
+    { const std::unique_lock lock(direct_mutex_); }  // what runs in direct() has ended
     const std::lock_guard lock(mutex_);
     loop_ = nullptr;
   }
@@ -89,7 +90,7 @@ class CoreGate : public std::enable_shared_from_this<CoreGate> {
   std::mutex mutex_;
   CoreLoop* loop_;  // under mutex_
   std::shared_mutex direct_mutex_;
-  bool open_ = true;  // under direct_mutex_
+  std::atomic<bool> open_{true};
 };
 
 }  // namespace sluice

@@ -229,7 +229,7 @@ int learn(sluice_host* host, sluice_attachment id, const sluice_address* raw, st
   return served_any(host, "learn", [&](PluginRun& run) {
     const auto addresses = abi::addresses_from(raw, count);
     if (!addresses) return refuse(addresses.error(), applied);
-    return run.down([&](Core& core) {
+    return run.direct([&](Core& core) {
       const auto status = core.learn(run.instance(), {id}, *addresses, ttl_ns, grace_ns, rule);
       if (status) abi::write_applied(applied, {});
       return answer(status, applied);
@@ -241,7 +241,7 @@ int revoke(sluice_host* host, sluice_attachment id, const sluice_address* raw,
   return served_any(host, "revoke", [&](PluginRun& run) {
     const auto addresses = abi::addresses_from(raw, count);
     if (!addresses) return refuse(addresses.error());
-    return run.down(
+    return run.direct(
         [&](Core& core) { return answer(core.revoke(run.instance(), {id}, *addresses)); });
   });
 }
@@ -254,7 +254,7 @@ int learn_decided(sluice_host* host, sluice_attachment id, const sluice_address*
     if (!addresses) return refuse(addresses.error(), applied);
     const auto ports = abi::ports_from(raw_ports, port_count);
     if (!ports) return refuse(ports.error(), applied);
-    return run.down([&](Core& core) {
+    return run.direct([&](Core& core) {
       const auto status =
           core.learn_decided(run.instance(), {id}, *addresses, ttl_ns, grace_ns, *ports);
       if (status) abi::write_applied(applied, {});

@@ -93,7 +93,8 @@ class FakeCore final : public Core {
   std::vector<AttachmentInfo> attachments;  // whose source every instance is
   std::map<std::uint64_t, Layer> layers;
   std::size_t listed_calls = 0;
-  std::vector<std::array<std::uint8_t, 16>> learned, revoked;
+  std::vector<Address> learned, decided, revoked;  // by any thread: read them when it is quiet
+  std::set<std::thread::id> learning_threads;
   int refuse_layers = 0;  // errno value
 
   Result<AttachmentId> attach(const std::string& instance, const Target& target,
@@ -147,14 +148,21 @@ class FakeCore final : public Core {
     for (auto& change : changes) layers[change.attachment.value] = std::move(change.layer);
     return {};
   }
-  Status learn(const std::string&, AttachmentId,
-               std::span<const std::array<std::uint8_t, 16>> addresses, std::uint64_t,
+  Status learn(const std::string&, AttachmentId, std::span<const Address> addresses, std::uint64_t,
                std::uint64_t, std::uint32_t) override {
+    const std::lock_guard lock(mutex_);
     learned.insert(learned.end(), addresses.begin(), addresses.end());
+    learning_threads.insert(std::this_thread::get_id());
     return {};
   }
-  Status revoke(const std::string&, AttachmentId,
-                std::span<const std::array<std::uint8_t, 16>> addresses) override {
+  Status learn_decided(const std::string&, AttachmentId, std::span<const Address> addresses,
+                       std::uint64_t, std::uint64_t, std::span<const PortRange>) override {
+    const std::lock_guard lock(mutex_);
+    decided.insert(decided.end(), addresses.begin(), addresses.end());
+    return {};
+  }
+  Status revoke(const std::string&, AttachmentId, std::span<const Address> addresses) override {
+    const std::lock_guard lock(mutex_);
     revoked.insert(revoked.end(), addresses.begin(), addresses.end());
     return {};
   }
@@ -164,6 +172,7 @@ class FakeCore final : public Core {
 
  private:
   std::uint64_t generation_ = 0;
+  std::mutex mutex_;
 };
 
 inline AttachmentInfo attachment(std::uint64_t id, const std::string& interface = "tap0") {

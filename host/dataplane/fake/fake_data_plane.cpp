@@ -74,7 +74,8 @@ FakeKernel::Slot* FakeKernel::find_cgroup(std::uint64_t cgroup_id, const std::st
   return nullptr;
 }
 
-FakeDataPlane::FakeDataPlane(std::shared_ptr<FakeKernel> kernel) : kernel_(std::move(kernel)) {}
+FakeDataPlane::FakeDataPlane(std::shared_ptr<FakeKernel> kernel)
+    : kernel_(std::move(kernel)), learned_(kernel_, script_) {}
 
 std::vector<KernelAttachment> FakeDataPlane::adopted() {
   std::vector<KernelAttachment> found;
@@ -114,6 +115,11 @@ Result<KernelAttachment> FakeDataPlane::bring_up(FakeKernel::Slot* existing, Ker
     kernel_->next_incarnation = kernel_->next_incarnation * 6364136223846793005ull + 1;
     fresh.incarnation = kernel_->next_incarnation;
     fresh.generation = {1};
+    fresh.scope = kernel_->next_scope++;
+    {
+      const std::lock_guard lock(kernel_->learned_mutex);
+      kernel_->learned[fresh.scope];
+    }
     free->live = true;
     free->attachment = std::move(fresh);
     existing = &*free;
@@ -126,6 +132,10 @@ Status FakeDataPlane::detach(std::uint32_t slot) {
   if (auto status = allowed_to("detach"); !status) return status;
   auto* found = live(slot);
   if (found == nullptr) return fail_with(ENOENT, "slot {}: nothing is attached there", slot);
+  {
+    const std::lock_guard lock(kernel_->learned_mutex);
+    kernel_->learned.erase(found->attachment.scope);
+  }
   *found = FakeKernel::Slot{};
   return {};
 }
@@ -159,27 +169,58 @@ Result<Generation> FakeDataPlane::publish(const PublishRequest& request) {
   return slot->attachment.generation;
 }
 
-Status FakeDataPlane::learn(std::uint32_t slot, std::span<const LearnedAddress> addresses,
-                            std::span<const PortRange> ports) {
-  auto* found = live(slot);
-  if (found == nullptr) return fail_with(ENOENT, "slot {}: nothing is attached there", slot);
-  if (auto status = allowed_to("learn"); !status) return status;
+namespace {
+
+std::unexpected<Error> no_scope(std::uint32_t scope) {
+  return fail_with(ENOENT, "scope {}: its attachment is no longer in the kernel", scope);
+}
+
+}  // namespace
+
+Status FakeLearnedMap::learn(std::uint32_t scope, std::span<const LearnedAddress> addresses,
+                             std::span<const PortRange> ports) {
+  const std::lock_guard lock(kernel_->learned_mutex);
+  const auto found = kernel_->learned.find(scope);
+  if (found == kernel_->learned.end()) return no_scope(scope);
+  if (auto status = script_->allowed_to("learn"); !status) return status;
   for (const auto& address : addresses) {
-    auto& entry = found->learned[address.address];
+    const auto [place, fresh] = found->second.try_emplace(address.address);
+    auto& entry = place->second;
+    if (fresh || ports.empty()) {
+      entry.ports.assign(ports.begin(), ports.end());
+    } else if (!entry.ports.empty()) {
+      entry.ports.insert(entry.ports.end(), ports.begin(), ports.end());
+      std::ranges::sort(entry.ports);
+      const auto repeated = std::ranges::unique(entry.ports);
+      entry.ports.erase(repeated.begin(), repeated.end());
+    }
     entry.address.address = address.address;
     entry.address.active_until = std::max(entry.address.active_until, address.active_until);
     entry.address.grace_until = std::max(entry.address.grace_until, address.grace_until);
-    entry.ports.assign(ports.begin(), ports.end());
   }
   return {};
 }
 
-Status FakeDataPlane::revoke(std::uint32_t slot,
-                             std::span<const std::array<std::uint8_t, 16>> addresses) {
-  auto* found = live(slot);
-  if (found == nullptr) return fail_with(ENOENT, "slot {}: nothing is attached there", slot);
-  if (auto status = allowed_to("revoke"); !status) return status;
-  for (const auto& address : addresses) found->learned.erase(address);
+Status FakeLearnedMap::replace(std::uint32_t scope, const LearnedAddress& address,
+                               std::span<const PortRange> ports) {
+  const std::lock_guard lock(kernel_->learned_mutex);
+  const auto found = kernel_->learned.find(scope);
+  if (found == kernel_->learned.end()) return no_scope(scope);
+  if (auto status = script_->allowed_to("replace"); !status) return status;
+  const auto entry = found->second.find(address.address);
+  if (entry == found->second.end()) {
+    return fail_with(ENOENT, "{}: not learned", text_of(address.address));
+  }
+  entry->second = {.address = address, .ports = {ports.begin(), ports.end()}};
+  return {};
+}
+
+Status FakeLearnedMap::revoke(std::uint32_t scope, std::span<const Address> addresses) {
+  const std::lock_guard lock(kernel_->learned_mutex);
+  const auto found = kernel_->learned.find(scope);
+  if (found == kernel_->learned.end()) return no_scope(scope);
+  if (auto status = script_->allowed_to("revoke"); !status) return status;
+  for (const auto& address : addresses) found->second.erase(address);
   return {};
 }
 
@@ -203,15 +244,6 @@ void FakeDataPlane::poll(const DataPlaneEvents& events) {
   for (const auto& event : std::exchange(denials_, {})) events.on_denial(event);
   if (withheld_) return;
   for (auto& [slot, reason] : std::exchange(gone_, {})) events.on_target_gone(slot, reason);
-}
-
-void FakeDataPlane::refuse(const std::string& call, Error error, std::uint32_t after) {
-  refusals_[call] = {std::move(error), after};
-}
-
-std::uint32_t FakeDataPlane::calls(const std::string& call) const {
-  auto found = calls_.find(call);
-  return found == calls_.end() ? 0 : found->second;
 }
 
 void FakeDataPlane::remove_target(std::uint32_t slot, const std::string& reason) {
@@ -247,8 +279,11 @@ bool FakeDataPlane::passes(std::uint32_t slot, const FakePacket& packet, BootTim
   const auto leaf = in_force.policy ? judge_rules(*in_force.policy, packet, now) : 0u;
   if (leaf == SLUICE_LEAF_ALLOW) return true;
   if (leaf != SLUICE_LEAF_NONE) return false;
-  auto learned = in_force.learned.find(as_mapped(packet));
-  if (learned != in_force.learned.end() && now < learned->second.address.active_until &&
+  const std::lock_guard lock(kernel_->learned_mutex);
+  const auto scope = kernel_->learned.find(in_force.attachment.scope);
+  if (scope == kernel_->learned.end()) return in_force.attachment.mode == Mode::denylist;
+  const auto learned = scope->second.find(as_mapped(packet));
+  if (learned != scope->second.end() && now < learned->second.address.active_until &&
       covers(learned->second.ports, packet)) {
     return true;
   }
@@ -260,7 +295,19 @@ FakeKernel::Slot* FakeDataPlane::live(std::uint32_t slot) {
   return &kernel_->slots[slot];
 }
 
-Status FakeDataPlane::allowed_to(const std::string& call) {
+void FakeScript::refuse(const std::string& call, Error error, std::uint32_t after) {
+  const std::lock_guard lock(mutex_);
+  refusals_[call] = {std::move(error), after};
+}
+
+std::uint32_t FakeScript::calls(const std::string& call) const {
+  const std::lock_guard lock(mutex_);
+  const auto found = calls_.find(call);
+  return found == calls_.end() ? 0 : found->second;
+}
+
+Status FakeScript::allowed_to(const std::string& call) {
+  const std::lock_guard lock(mutex_);
   if (auto refusal = refusals_.find(call); refusal != refusals_.end()) {
     if (refusal->second.after == 0) {
       auto error = std::move(refusal->second.error);

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -30,13 +31,16 @@ struct FakeKernel {
     KernelAttachment attachment;
     AttachmentOptions options;
     std::shared_ptr<const CompiledPolicy> policy;
-    std::map<std::array<std::uint8_t, 16>, Learned> learned;
     Counters counters;
     std::uint32_t publishes = 0, severings = 0;
   };
   std::vector<Slot> slots{1};  // slot 0 is never used
   // Equal policies exist once, as in the kernel.
   std::map<std::array<std::uint64_t, 2>, std::weak_ptr<const CompiledPolicy>> policies;
+  // By scope; one that is not here is closed. Under the mutex, as any thread learns.
+  std::map<std::uint32_t, std::map<Address, Learned>> learned;
+  mutable std::mutex learned_mutex;
+  std::uint32_t next_scope = 1;
   std::uint64_t next_incarnation = 0x9e3779b97f4a7c15ull;
   GuardSettings guards;
 
@@ -52,6 +56,38 @@ struct FakePacket {
   std::uint16_t port = 443;
 };
 
+// Calls that are to fail, and those that did not.
+class FakeScript {
+ public:
+  void refuse(const std::string& call, Error error, std::uint32_t after);
+  [[nodiscard]] std::uint32_t calls(const std::string& call) const;
+  [[nodiscard]] Status allowed_to(const std::string& call);
+
+ private:
+  struct Refusal {
+    Error error;
+    std::uint32_t after;
+  };
+  mutable std::mutex mutex_;
+  std::map<std::string, Refusal> refusals_;
+  std::map<std::string, std::uint32_t> calls_;
+};
+
+class FakeLearnedMap final : public LearnedMap {
+ public:
+  FakeLearnedMap(std::shared_ptr<FakeKernel> kernel, std::shared_ptr<FakeScript> script)
+      : kernel_(std::move(kernel)), script_(std::move(script)) {}
+  Status learn(std::uint32_t scope, std::span<const LearnedAddress> addresses,
+               std::span<const PortRange> ports) override;
+  Status replace(std::uint32_t scope, const LearnedAddress& address,
+                 std::span<const PortRange> ports) override;
+  Status revoke(std::uint32_t scope, std::span<const Address> addresses) override;
+
+ private:
+  std::shared_ptr<FakeKernel> kernel_;
+  std::shared_ptr<FakeScript> script_;
+};
+
 class FakeDataPlane final : public DataPlane {
  public:
   explicit FakeDataPlane(std::shared_ptr<FakeKernel> kernel);
@@ -63,10 +99,7 @@ class FakeDataPlane final : public DataPlane {
                                   const PublishRequest* initial) override;
   Status detach(std::uint32_t slot) override;
   Result<Generation> publish(const PublishRequest& request) override;
-  Status learn(std::uint32_t slot, std::span<const LearnedAddress> addresses,
-               std::span<const PortRange> ports) override;
-  Status revoke(std::uint32_t slot,
-                std::span<const std::array<std::uint8_t, 16>> addresses) override;
+  LearnedMap& learned() override { return learned_; }
   Result<Counters> counters(std::uint32_t slot) override;
   std::vector<std::uint64_t> reason_counters() override;
   Status set_guards(const GuardSettings& guards) override;
@@ -75,9 +108,11 @@ class FakeDataPlane final : public DataPlane {
 
   // The next call of that name ("attach", "publish", "learn", ...) after `after` good ones fails
   // with `error`, once.
-  void refuse(const std::string& call, Error error, std::uint32_t after = 0);
+  void refuse(const std::string& call, Error error, std::uint32_t after = 0) {
+    script_->refuse(call, std::move(error), after);
+  }
   // How often `call` reached the kernel and succeeded.
-  [[nodiscard]] std::uint32_t calls(const std::string& call) const;
+  [[nodiscard]] std::uint32_t calls(const std::string& call) const { return script_->calls(call); }
   // The device or cgroup vanishes; poll() reports it.
   void remove_target(std::uint32_t slot, const std::string& reason = "the device was removed");
   // Keeps what poll() would report about targets until told otherwise.
@@ -89,20 +124,16 @@ class FakeDataPlane final : public DataPlane {
   [[nodiscard]] FakeKernel& kernel() { return *kernel_; }
 
  private:
-  [[nodiscard]] Status allowed_to(const std::string& call);
+  [[nodiscard]] Status allowed_to(const std::string& call) { return script_->allowed_to(call); }
   [[nodiscard]] FakeKernel::Slot* live(std::uint32_t slot);
   [[nodiscard]] Result<KernelAttachment> bring_up(FakeKernel::Slot* existing,
                                                   KernelAttachment fresh,
                                                   const PublishRequest* initial);
   void store(FakeKernel::Slot& slot, const PublishRequest& request);
 
-  struct Refusal {
-    Error error;
-    std::uint32_t after;
-  };
   std::shared_ptr<FakeKernel> kernel_;
-  std::map<std::string, Refusal> refusals_;
-  std::map<std::string, std::uint32_t> calls_;
+  std::shared_ptr<FakeScript> script_ = std::make_shared<FakeScript>();
+  FakeLearnedMap learned_;
   std::vector<std::pair<std::uint32_t, std::string>> gone_;
   std::vector<sluice_event> denials_;
   bool withheld_ = false;

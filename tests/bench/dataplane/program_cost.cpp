@@ -92,7 +92,7 @@ struct Bed {
     std::vector<LearnedAddress> learned;
     for (const Address& address : addresses)
       learned.push_back({mapped(address, family), {until}, {until}});
-    need(plane->learn(attachment.slot, learned, {}), "learn");
+    need(plane->learned().learn(attachment.scope, learned, {}), "learn");
   }
   void forget(const std::vector<Address>& addresses, std::uint8_t family) {
     std::vector<Address> keys;

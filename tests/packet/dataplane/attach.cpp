@@ -146,11 +146,11 @@ TEST_CASE("learned addresses open what they name, for their ports, until they en
   learned.address = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 1};
   learned.active_until = learned.grace_until = {boot_now().nanoseconds + 60'000'000'000ull};
   const PortRange tcp_only{.protocol = 6};
-  REQUIRE(plane->learn(attached->slot, std::span(&learned, 1), std::span(&tcp_only, 1)));
+  REQUIRE(plane->learned().learn(attached->scope, std::span(&learned, 1), std::span(&tcp_only, 1)));
   CHECK_FALSE(lab.ping4());
   const PortRange icmp{.protocol = 1};
-  REQUIRE(plane->learn(attached->slot, std::span(&learned, 1), std::span(&icmp, 1)));
+  REQUIRE(plane->learned().learn(attached->scope, std::span(&learned, 1), std::span(&icmp, 1)));
   CHECK(lab.ping4());
-  REQUIRE(plane->revoke(attached->slot, std::span(&learned.address, 1)));
+  REQUIRE(plane->learned().revoke(attached->scope, std::span(&learned.address, 1)));
   CHECK_FALSE(lab.ping4());
 }

@@ -79,6 +79,7 @@ class Gate {
   [[nodiscard]] KernelDataPlane& plane() { return *plane_; }
   [[nodiscard]] Lab& lab() { return *lab_; }
   [[nodiscard]] std::uint32_t slot() const { return slot_; }
+  [[nodiscard]] std::uint32_t scope() const { return scope_; }
   [[nodiscard]] static std::uint32_t ifindex(const char* name = "host0") {
     return Lab::ifindex(name);
   }
@@ -91,6 +92,7 @@ class Gate {
     target.side = side;
     auto attached = plane_->attach(target, nullptr);
     REQUIRE_MESSAGE(attached, attached.error().message);
+    if (scope_ == 0) scope_ = attached->scope;  // the first one's
     return attached->slot;
   }
 
@@ -119,7 +121,7 @@ class Gate {
     LearnedAddress learned{mapped(text), active, grace};
     std::vector<PortRange> ranges;
     for (const char* port : ports) ranges.push_back(PortRange::parse(port).value());
-    REQUIRE(plane_->learn(slot_, std::span(&learned, 1), ranges));
+    REQUIRE(plane_->learned().learn(scope_, std::span(&learned, 1), ranges));
   }
 
   // What the workload sends.
@@ -222,7 +224,7 @@ class Gate {
 
   std::unique_ptr<Lab> lab_;
   std::unique_ptr<KernelDataPlane> plane_;
-  std::uint32_t slot_ = 0;
+  std::uint32_t slot_ = 0, scope_ = 0;
   std::map<std::string, Fd> programs_;
 };
 

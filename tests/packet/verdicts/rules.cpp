@@ -320,7 +320,7 @@ TEST_CASE("learned addresses open what they name, and never overrule a deny") {
   gate.check({{"block-all", syn(open4), SLUICE_REASON_DENY_BLOCK_ALL}});
   gate.publish({}, Mode::allowlist);
   const auto all = {mapped(open4), mapped(open6), mapped("203.0.113.30")};
-  REQUIRE(gate.plane().revoke(gate.slot(), std::vector(all)));
+  REQUIRE(gate.plane().learned().revoke(gate.scope(), std::vector(all)));
   gate.check({{"revoked", syn(open4), SLUICE_REASON_DENY_MODE},
               {"revoked", segment(open6), SLUICE_REASON_DENY_MODE}});
 }

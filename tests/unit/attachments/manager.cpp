@@ -843,12 +843,12 @@ TEST_CASE("what may not be learned") {
   };
   for (const auto& row : rows) {
     CAPTURE(row.description);
-    const auto learned = stage.in_kernel(id).learned.size();
+    const auto learned = stage.learned(id).size();
     const auto address = mapped(row.address);
     auto status =
         stage.manager.learn(row.instance, id, std::span(&address, 1), 60'000'000'000, 0, row.rule);
     CHECK((status ? 0 : status.error().code) == row.code);
-    CHECK(stage.in_kernel(id).learned.size() == learned + (row.code == 0 ? 1 : 0));
+    CHECK(stage.learned(id).size() == learned + (row.code == 0 ? 1 : 0));
   }
 }
 
@@ -862,7 +862,7 @@ TEST_CASE("one denied address among many learns none of them") {
   REQUIRE_FALSE(status);
   CHECK(status.error().item_index == 1);
   CHECK(status.error().message.find("10.0.0.7") != std::string::npos);
-  CHECK(stage.in_kernel(id).learned.empty());
+  CHECK(stage.learned(id).empty());
 }
 
 TEST_CASE("attributes of domain rules: where they may stand and what they may say") {
@@ -933,7 +933,7 @@ TEST_CASE("a removed rule revokes what only it opened, at once, and cuts it") {
   CHECK(stage.in_kernel(id).severings > severings);
   // b moved from index 1 to 0 and is still itself.
   REQUIRE(stage.manager.replace_layer("one", id, allowlist({})));
-  CHECK(stage.in_kernel(id).learned.empty());
+  CHECK(stage.learned(id).empty());
 }
 
 TEST_CASE("a domain rule that ends takes its addresses and is no longer listed") {

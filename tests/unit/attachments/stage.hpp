@@ -175,6 +175,12 @@ struct Stage {
   [[nodiscard]] const FakeKernel::Slot& in_kernel(AttachmentId id) const {
     return kernel->slots[slot(id)];
   }
+  [[nodiscard]] std::map<Address, FakeKernel::Learned> learned(AttachmentId id) const {
+    const std::lock_guard lock(kernel->learned_mutex);
+    const auto found = kernel->learned.find(in_kernel(id).attachment.scope);
+    return found == kernel->learned.end() ? std::map<Address, FakeKernel::Learned>{}
+                                          : found->second;
+  }
   [[nodiscard]] bool passes(AttachmentId id, const FakePacket& packet) const {
     return plane.passes(slot(id), packet, now);
   }

@@ -1,0 +1,271 @@
+#include "attachments/learned_addresses.hpp"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <unordered_set>
+#include <utility>
+
+namespace sluice {
+namespace {
+
+// Ends are compared with the clock, and zero would mean never: so neither wraps nor is zero.
+BootTime after(BootTime now, std::uint64_t nanoseconds) {
+  constexpr auto kEnd = ~std::uint64_t{0};
+  return {nanoseconds > kEnd - now.nanoseconds ? kEnd : now.nanoseconds + nanoseconds};
+}
+
+BootTime not_after(BootTime when, BootTime end) {
+  return end.never() ? when : std::min(when, end);
+}
+
+// What all owners of one address open together, and the latest of their times.
+LearnedAddress sum_of(const Address& address, std::span<const LearnedTable::Owner> owners,
+                      std::vector<PortRange>& ports) {
+  LearnedAddress sum{.address = address, .active_until = {}, .grace_until = {}};
+  bool every_port = false;
+  for (const auto& owner : owners) {
+    sum.active_until = std::max(sum.active_until, owner.active_until);
+    sum.grace_until = std::max(sum.grace_until, owner.grace_until);
+    every_port |= owner.opening->ports.empty();
+    ports.insert(ports.end(), owner.opening->ports.begin(), owner.opening->ports.end());
+  }
+  if (every_port) ports.clear();
+  std::ranges::sort(ports);
+  const auto repeated = std::ranges::unique(ports);
+  ports.erase(repeated.begin(), repeated.end());
+  return sum;
+}
+
+}  // namespace
+
+LearnedAddresses::LearnedAddresses(LearnedMap& map, std::function<BootTime()> clock)
+    : map_(map), clock_(std::move(clock)) {}
+
+std::shared_ptr<LearnedAddresses::Entry> LearnedAddresses::find(AttachmentId id) const {
+  const std::shared_lock lock(mutex_);
+  const auto found = entries_.find(id);
+  return found == entries_.end() ? nullptr : found->second;
+}
+
+// ---- core loop ----------------------------------------------------------------------------------
+
+void LearnedAddresses::add(AttachmentId id, std::uint32_t scope, const std::string& name) {
+  auto entry = std::make_shared<Entry>();
+  entry->scope = scope;
+  entry->name = name;
+  const std::lock_guard lock(mutex_);
+  entries_.insert_or_assign(id, std::move(entry));
+}
+
+void LearnedAddresses::rename(AttachmentId id, const std::string& name) {
+  const auto entry = find(id);
+  if (!entry) return;
+  const std::lock_guard lock(entry->mutex);
+  entry->name = name;
+}
+
+void LearnedAddresses::remove(AttachmentId id) {
+  std::shared_ptr<Entry> entry;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = entries_.find(id);
+    if (found == entries_.end()) return;
+    entry = std::move(found->second);
+    entries_.erase(found);
+  }
+  const std::lock_guard lock(entry->mutex);  // who learns at this moment ends first
+  entry->gone = true;
+}
+
+bool LearnedAddresses::settle(AttachmentId id, Basis basis) {
+  const auto entry = find(id);
+  if (!entry) return false;
+  // Owners point into the former basis until those that leave have left; it is freed unlocked.
+  std::vector<OpeningPtr> former_decided;
+  const std::lock_guard lock(entry->mutex);
+  const bool same_rules = entry->basis.rules == basis.rules;
+  const bool same_decider = entry->basis.decider == basis.decider;
+  std::swap(entry->basis, basis);
+  if (same_rules && same_decider) return false;
+  if (!same_decider) former_decided.swap(entry->decided);
+  if (entry->table.empty()) return false;
+
+  std::unordered_set<const Opening*> in_force;
+  for (const auto& opening : entry->basis.rules->openings) in_force.insert(opening.get());
+  for (const auto& opening : entry->decided) in_force.insert(opening.get());
+  std::vector<Address> orphaned, narrowed;
+  const auto now = clock_();
+  entry->table.keep([&](const Opening* opening) { return in_force.contains(opening); }, now,
+                    orphaned, narrowed);
+  return withdraw(*entry, orphaned, narrowed);
+}
+
+bool LearnedAddresses::expire(AttachmentId id) {
+  const auto entry = find(id);
+  if (!entry) return false;
+  const std::lock_guard lock(entry->mutex);
+  if (entry->table.empty()) return false;
+  std::vector<Address> orphaned, narrowed;
+  const auto now = clock_();
+  std::unordered_set<const Opening*> in_use;
+  entry->table.keep([&](const Opening* opening) { return in_use.insert(opening), true; }, now,
+                    orphaned, narrowed);
+  std::erase_if(entry->decided,
+                [&](const OpeningPtr& opening) { return !in_use.contains(opening.get()); });
+  return withdraw(*entry, orphaned, narrowed);
+}
+
+// Takes addresses out of the kernel whose rules are gone. One that other rules still vouch for
+// keeps their ports only.
+bool LearnedAddresses::withdraw(Entry& entry, const std::vector<Address>& orphaned,
+                                const std::vector<Address>& narrowed) {
+  if (orphaned.empty() && narrowed.empty()) return false;
+  if (!orphaned.empty()) {
+    if (auto status = map_.revoke(entry.scope, orphaned); !status) {
+      spdlog::error(
+          "{}: {} addresses learned under removed domain rules could not be revoked: {}; they stay "
+          "until they expire",
+          entry.name, orphaned.size(), status.error().message);
+    }
+  }
+  for (const auto& address : narrowed) {
+    std::vector<PortRange> ports;
+    const auto sum = sum_of(address, entry.table.owners(address), ports);
+    const auto replaced = map_.replace(entry.scope, sum, ports);
+    if (replaced) continue;
+    // Better a lost address, which the next answer brings back, than a port too many.
+    entry.table.remove(address);
+    const auto revoked = map_.revoke(entry.scope, std::span(&address, 1));
+    spdlog::warn(
+        "{}: {} lost one of several domain rules, and the ports of the others could not "
+        "be written: {}; {}",
+        entry.name, text_of(address), replaced.error().message,
+        revoked ? "it is learned again with the next answer"
+                : "it keeps all its ports until it expires");
+  }
+  return true;
+}
+
+// ---- any thread ---------------------------------------------------------------------------------
+
+Status LearnedAddresses::may_learn(const Entry* entry, const std::string& instance,
+                                   AttachmentId id) {
+  if (entry == nullptr || entry->gone) {
+    return fail_with(ENOENT, "attachment {:x}: there is none; it was detached, or its target went",
+                     id.value);
+  }
+  if (!entry->basis.wire || !std::ranges::count(entry->basis.wire->sources, instance)) {
+    return fail_with(
+        EPERM, "{}: {} is not among the sources of its [[wire]]; name it there to let it speak",
+        entry->name, instance);
+  }
+  return {};
+}
+
+Status LearnedAddresses::learn(const std::string& instance, AttachmentId id,
+                               std::span<const Address> addresses, std::uint64_t ttl_ns,
+                               std::uint64_t grace_ns, std::uint32_t index) {
+  const auto entry = find(id);
+  if (!entry) return may_learn(nullptr, instance, id);
+  const std::lock_guard lock(entry->mutex);
+  if (auto status = may_learn(entry.get(), instance, id); !status) return status;
+  const auto& rules = *entry->basis.rules;
+  if (index >= rules.rules.size()) {
+    return fail_with(ESTALE,
+                     "{}: domain rule {} does not exist; it has {}, use the list that came last",
+                     entry->name, index, rules.rules.size());
+  }
+  const auto& rule = rules.rules[index];
+  if (rule.action != Action::allow) {
+    return fail_with(EACCES, "{}: domain rule {} ({}) is a deny; it grants nothing", entry->name,
+                     index, rule.domain);
+  }
+  const auto now = clock_();
+  const auto active = not_after(after(now, ttl_ns), rule.expires);
+  if (active <= now) {
+    return fail_with(ESTALE, "{}: domain rule {} ({}) has expired", entry->name, index,
+                     rule.domain);
+  }
+  return grant(
+      *entry, addresses,
+      {rules.openings[index].get(), active, not_after(after(active, grace_ns), rule.expires)}, now);
+}
+
+Status LearnedAddresses::learn_decided(const std::string& instance, AttachmentId id,
+                                       std::span<const Address> addresses, std::uint64_t ttl_ns,
+                                       std::uint64_t grace_ns, std::span<const PortRange> ports) {
+  const auto entry = find(id);
+  if (!entry) return may_learn(nullptr, instance, id);
+  const std::lock_guard lock(entry->mutex);
+  if (auto status = may_learn(entry.get(), instance, id); !status) return status;
+  if (entry->basis.decider.empty()) {
+    return fail_with(EPERM,
+                     "{}: no source of its [[wire]] decides single names; only domain rules open "
+                     "addresses there",
+                     entry->name);
+  }
+  const auto now = clock_();
+  const auto active = after(now, ttl_ns);
+  if (active <= now) {
+    return fail_with(ESTALE, "{}: the decision of {} has ended", entry->name, entry->basis.decider);
+  }
+  auto known = std::ranges::find_if(entry->decided, [&](const OpeningPtr& opening) {
+    return std::ranges::equal(opening->ports, ports);
+  });
+  if (known == entry->decided.end()) {
+    entry->decided.push_back(std::make_shared<const Opening>(
+        Opening{.ports = {ports.begin(), ports.end()}}));
+    known = std::prev(entry->decided.end());
+  }
+  return grant(*entry, addresses, {known->get(), active, after(active, grace_ns)}, now);
+}
+
+// With the entry's lock held. All or nothing.
+Status LearnedAddresses::grant(Entry& entry, std::span<const Address> addresses, const Grant& grant,
+                               BootTime now) {
+  const auto& opening = *grant.opening;
+  for (std::uint32_t i = 0; i < addresses.size(); ++i) {
+    if (!entry.basis.image || !denies(*entry.basis.image, addresses[i], opening.ports, now))
+      continue;
+    auto error =
+        Error{.message = fmt::format(
+                  "{}: {} is denied by an explicit rule or the floor, and a name ({}) "
+                  "does not overrule that; allow the network itself to open it",
+                  entry.name, text_of(addresses[i]),
+                  opening.domain.empty() ? "decided by " + entry.basis.decider : opening.domain),
+              .code = EACCES};
+    error.item_index = i;
+    return std::unexpected(std::move(error));
+  }
+  std::vector<LearnedAddress> entries;
+  entries.reserve(addresses.size());
+  for (const auto& address : addresses) {
+    entries.push_back(
+        {.address = address, .active_until = grant.active_until, .grace_until = grant.grace_until});
+  }
+  entry.table.make_room(addresses);  // so that what is in the kernel has its owner, come what may
+  if (auto status = map_.learn(entry.scope, entries, opening.ports); !status) {
+    return fail_with(status.error().code, "{}: {}", entry.name, status.error().message);
+  }
+  for (const auto& address : addresses) {
+    entry.table.add(address, {grant.opening, grant.active_until, grant.grace_until});
+  }
+  return {};
+}
+
+Status LearnedAddresses::revoke(const std::string& instance, AttachmentId id,
+                                std::span<const Address> addresses) {
+  const auto entry = find(id);
+  if (!entry) return may_learn(nullptr, instance, id);
+  const std::lock_guard lock(entry->mutex);
+  if (auto status = may_learn(entry.get(), instance, id); !status) return status;
+  if (auto status = map_.revoke(entry->scope, addresses); !status) {
+    return fail_with(status.error().code, "{}: {}", entry->name, status.error().message);
+  }
+  for (const auto& address : addresses) entry->table.remove(address);
+  return {};
+}
+
+}  // namespace sluice

@@ -1,0 +1,99 @@
+// The addresses that names have opened: who may add to them, under which domain rule, and which go
+// when a rule goes. Learning happens on the threads of resolvers, many at a time, and does not
+// touch the core loop; an answer waits for it.
+//
+//   LearnedAddresses learned(plane.learned(), boot_now);
+//   learned.add(id, scope, "tap7");                             // core loop
+//   if (learned.settle(id, {wire, {}, rules, image})) sever();  // core loop, after each change
+//   learned.learn("dns", id, addresses, ttl, grace, 0);         // any thread
+//
+// Each attachment has a mutex of its own. Rules, owners and what the kernel has change together
+// under it, so an address is learned either before a rule goes (and goes with it) or not at all.
+// Nothing slow happens under it: policies are compiled before settle(), and a call costs system
+// calls in proportion to its addresses. Lock order: this one, then the LearnedMap's.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <shared_mutex>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "attachments/learned_table.hpp"
+#include "attachments/policy_cache.hpp"
+#include "attachments/wiring.hpp"
+#include "dataplane/data_plane.hpp"
+
+namespace sluice {
+
+class LearnedAddresses {
+ public:
+  // What an attachment's learned addresses hang on. Never half of a change.
+  struct Basis {
+    WirePtr wire;          // its sources may learn
+    std::string decider;   // instance whose decisions may open addresses; empty: none
+    DomainRulesPtr rules;  // resolvers refer to them by index
+    ImagePtr image;        // what it denies is not learned
+  };
+
+  // `clock` is called from any thread. `map` outlives this.
+  LearnedAddresses(LearnedMap& map, std::function<BootTime()> clock);
+
+  // ---- [core loop] ----
+
+  // Nobody may learn for it before its first settle().
+  void add(AttachmentId id, std::uint32_t scope, const std::string& name);
+  void rename(AttachmentId id, const std::string& name);
+  // From the moment it has returned learning for it is refused. What is in the kernel goes with its
+  // scope, which is the data plane's business.
+  void remove(AttachmentId id);
+  // Another basis: what only a removed rule, or a former decider, opened is revoked. True when
+  // something was: connections may have lost what they ran on.
+  [[nodiscard]] bool settle(AttachmentId id, Basis basis);
+  // Forgets what has ended. True as above: an address may live on with fewer ports.
+  [[nodiscard]] bool expire(AttachmentId id);
+
+  // ---- [any], as in Core ----
+
+  [[nodiscard]] Status learn(const std::string& instance, AttachmentId id,
+                             std::span<const Address> addresses, std::uint64_t ttl_ns,
+                             std::uint64_t grace_ns, std::uint32_t rule);
+  [[nodiscard]] Status learn_decided(const std::string& instance, AttachmentId id,
+                                     std::span<const Address> addresses, std::uint64_t ttl_ns,
+                                     std::uint64_t grace_ns, std::span<const PortRange> ports);
+  [[nodiscard]] Status revoke(const std::string& instance, AttachmentId id,
+                              std::span<const Address> addresses);
+
+ private:
+  struct Entry {
+    std::mutex mutex;
+    bool gone = false;
+    std::uint32_t scope = 0;
+    std::string name;
+    Basis basis;
+    std::vector<OpeningPtr> decided;  // one for each list of ports that the decider gave
+    LearnedTable table;
+  };
+  struct Grant {
+    const Opening* opening;
+    BootTime active_until, grace_until;
+  };
+
+  [[nodiscard]] std::shared_ptr<Entry> find(AttachmentId id) const;
+  [[nodiscard]] static Status may_learn(const Entry* entry, const std::string& instance,
+                                        AttachmentId id);
+  [[nodiscard]] Status grant(Entry& entry, std::span<const Address> addresses, const Grant& grant,
+                             BootTime now);
+  [[nodiscard]] bool withdraw(Entry& entry, const std::vector<Address>& orphaned,
+                              const std::vector<Address>& narrowed);
+
+  LearnedMap& map_;
+  const std::function<BootTime()> clock_;
+  mutable std::shared_mutex mutex_;  // of entries_, not of what they point to
+  std::unordered_map<AttachmentId, std::shared_ptr<Entry>> entries_;
+};
+
+}  // namespace sluice

@@ -1,0 +1,266 @@
+#include "dataplane/learned_map.hpp"
+
+#include <bpf/bpf.h>
+
+#include <algorithm>
+#include <cstring>
+#include <optional>
+#include <utility>
+
+namespace sluice {
+namespace {
+
+// How many entries of one scope are looked at, or taken out, while its lock is held once.
+constexpr std::size_t kChunk = 1024;
+
+sluice_learned_key key_of(std::uint32_t scope, const Address& address) {
+  sluice_learned_key key{};
+  key.scope = scope;
+  std::memcpy(key.address, address.data(), sizeof(key.address));
+  return key;
+}
+
+std::unexpected<Error> no_scope(std::uint32_t scope) {
+  return fail_with(ENOENT, "scope {}: its attachment is no longer in the kernel", scope);
+}
+
+}  // namespace
+
+// What one call is about to write. What is kept in memory is changed as it is put together, so that
+// an address given twice adds up; back() undoes that.
+struct KernelLearnedMap::Writes {
+  std::vector<sluice_learned_key> keys;
+  std::vector<sluice_learned> values;
+  struct Before {
+    Known* known;
+    Known was;
+    std::optional<sluice_learned> in_kernel;  // where it still opened something
+  };
+  std::vector<Before> before;
+
+  void reserve(std::size_t count) {
+    keys.reserve(count);
+    values.reserve(count);
+    before.reserve(count);
+  }
+  void add(const sluice_learned_key& key, const sluice_learned& value, Known& known,
+           const std::optional<sluice_learned>& in_kernel) {
+    keys.push_back(key);
+    values.push_back(value);
+    before.push_back({&known, known, in_kernel});
+    known = {value.active_until, value.grace_until, value.port_set};
+  }
+  // `written` of them are in the kernel. Backwards: an address given twice ends as it began.
+  void back(int map, std::size_t written) {
+    for (auto i = keys.size(); i-- > 0;) {
+      const auto& [known, was, in_kernel] = before[i];
+      *known = was;
+      if (i >= written) continue;
+      if (in_kernel)
+        bpf_map_update_elem(map, &keys[i], &*in_kernel, BPF_ANY);
+      else
+        bpf_map_delete_elem(map, &keys[i]);
+    }
+  }
+};
+
+KernelLearnedMap::KernelLearnedMap(int map, int port_sets, std::uint32_t port_set_entries)
+    : map_(map), port_sets_(port_sets, port_set_entries) {}
+
+std::shared_ptr<KernelLearnedMap::Scope> KernelLearnedMap::find(std::uint32_t number) const {
+  const std::shared_lock lock(mutex_);
+  const auto found = scopes_.find(number);
+  return found == scopes_.end() ? nullptr : found->second;
+}
+
+Status KernelLearnedMap::learn(std::uint32_t number, std::span<const LearnedAddress> addresses,
+                               std::span<const PortRange> ports) {
+  const auto scope = find(number);
+  if (!scope) return no_scope(number);
+  const auto port_set = port_sets_.index_of(ports);
+  if (!port_set) return std::unexpected(port_set.error());
+
+  const std::lock_guard lock(scope->mutex);
+  if (scope->closed) return no_scope(number);
+  const auto now = boot_now().nanoseconds;
+  Writes writes;
+  writes.reserve(addresses.size());
+  for (const auto& learned : addresses) {
+    // Known before it is written, so that whatever happens, close() finds it.
+    auto& known = scope->known.try_emplace(learned.address).first->second;
+    // An answer that has ended is not prolonged: its ports would come back to life with it.
+    const bool lives = known.lives(now);
+    sluice_learned value{};
+    value.active_until = learned.active_until.nanoseconds;
+    value.grace_until = learned.grace_until.nanoseconds;
+    value.port_set = *port_set;
+    std::optional<sluice_learned> in_kernel;
+    const auto key = key_of(number, learned.address);
+    if (lives) {
+      value.active_until = std::max<std::uint64_t>(value.active_until, known.active_until);
+      value.grace_until = std::max<std::uint64_t>(value.grace_until, known.grace_until);
+      if (known.port_set != *port_set) {
+        const auto both = port_sets_.united(known.port_set, ports);
+        if (!both) {
+          writes.back(map_, 0);
+          return std::unexpected(both.error());
+        }
+        value.port_set = *both;
+      }
+      if (known == Known{value.active_until, value.grace_until, value.port_set}) continue;
+      // When the program last saw a packet for it, which only the kernel knows.
+      if (sluice_learned found{}; bpf_map_lookup_elem(map_, &key, &found) == 0) {
+        in_kernel = found;
+        value.last_seen = found.last_seen;
+      }
+    }
+    writes.add(key, value, known, in_kernel);
+  }
+  return write(*scope, writes);
+}
+
+Status KernelLearnedMap::replace(std::uint32_t number, const LearnedAddress& address,
+                                 std::span<const PortRange> ports) {
+  const auto scope = find(number);
+  if (!scope) return no_scope(number);
+  const auto port_set = port_sets_.index_of(ports);
+  if (!port_set) return std::unexpected(port_set.error());
+
+  const std::lock_guard lock(scope->mutex);
+  if (scope->closed) return no_scope(number);
+  const auto found = scope->known.find(address.address);
+  const auto key = key_of(number, address.address);
+  sluice_learned value{};
+  if (found == scope->known.end() || bpf_map_lookup_elem(map_, &key, &value) != 0) {
+    return fail_with(ENOENT, "{}: {} is not among its learned addresses", scope->name,
+                     text_of(address.address));
+  }
+  const auto before = value;
+  value.active_until = address.active_until.nanoseconds;
+  value.grace_until = address.grace_until.nanoseconds;
+  value.port_set = *port_set;
+  Writes writes;
+  writes.add(key, value, found->second, before);
+  return write(*scope, writes);
+}
+
+// With the scope's lock held. All or nothing.
+Status KernelLearnedMap::write(Scope& scope, Writes& writes) {
+  const auto count = static_cast<std::uint32_t>(writes.keys.size());
+  std::uint32_t done = 0;
+  int error = 0;
+  if (count == 1) {
+    done = bpf_map_update_elem(map_, writes.keys.data(), writes.values.data(), BPF_ANY) == 0;
+    error = errno;
+  } else if (count > 1) {
+    LIBBPF_OPTS(bpf_map_batch_opts, options, .elem_flags = BPF_ANY);
+    done = count;
+    if (bpf_map_update_batch(map_, writes.keys.data(), writes.values.data(), &done, &options) !=
+        0) {
+      error = errno;
+      if (done == count) done = 0;  // refused before the first, and the count left as it was
+    }
+  }
+  if (done == count) return {};
+  writes.back(map_, done);
+  return fail_with(error, "{}: cannot write a learned address: {}{}", scope.name, strerror(error),
+                   error == E2BIG ? "; raise host.max_learned" : "");
+}
+
+void KernelLearnedMap::remove(std::uint32_t number, std::span<const Address> addresses) {
+  std::vector<sluice_learned_key> keys;
+  keys.reserve(addresses.size());
+  for (const auto& address : addresses) keys.push_back(key_of(number, address));
+  LIBBPF_OPTS(bpf_map_batch_opts, options);
+  for (std::size_t at = 0; at < keys.size();) {
+    auto count = static_cast<std::uint32_t>(keys.size() - at);
+    if (count > 1 && bpf_map_delete_batch(map_, &keys[at], &count, &options) == 0) return;
+    // It stops at one that is not there; a kernel without batches has done none.
+    if (count < keys.size() - at) at += count;
+    bpf_map_delete_elem(map_, &keys[at++]);
+  }
+}
+
+Status KernelLearnedMap::revoke(std::uint32_t number, std::span<const Address> addresses) {
+  const auto scope = find(number);
+  if (!scope) return no_scope(number);
+  const std::lock_guard lock(scope->mutex);
+  if (scope->closed) return no_scope(number);
+  std::vector<Address> known;
+  known.reserve(addresses.size());
+  for (const auto& address : addresses) {
+    if (scope->known.contains(address)) known.push_back(address);
+  }
+  remove(number, known);
+  for (const auto& address : known) scope->known.erase(address);
+  return {};
+}
+
+void KernelLearnedMap::open(std::uint32_t number, std::string name) {
+  auto scope = std::make_shared<Scope>();
+  scope->name = std::move(name);
+  const std::lock_guard lock(mutex_);
+  scopes_.insert_or_assign(number, std::move(scope));
+}
+
+void KernelLearnedMap::close(std::uint32_t number) {
+  std::shared_ptr<Scope> scope;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = scopes_.find(number);
+    if (found == scopes_.end()) return;
+    scope = std::move(found->second);
+    scopes_.erase(found);
+  }
+  const std::lock_guard lock(scope->mutex);  // who learns at this moment ends first
+  scope->closed = true;
+  std::vector<Address> all;
+  all.reserve(scope->known.size());
+  for (const auto& [address, known] : scope->known) all.push_back(address);
+  remove(number, all);
+  scope->known.clear();
+}
+
+void KernelLearnedMap::adopt() {
+  std::vector<sluice_learned_key> orphans;
+  sluice_learned_key key{}, next{};
+  for (const void* at = nullptr; bpf_map_get_next_key(map_, at, &next) == 0; at = &key) {
+    key = next;
+    const auto scope = find(key.scope);
+    sluice_learned value{};
+    if (!scope) {
+      orphans.push_back(key);
+    } else if (bpf_map_lookup_elem(map_, &key, &value) == 0) {
+      Address address{};
+      std::memcpy(address.data(), key.address, sizeof(key.address));
+      const std::lock_guard lock(scope->mutex);
+      scope->known[address] = {value.active_until, value.grace_until, value.port_set};
+    }
+  }
+  for (const auto& orphan : orphans) bpf_map_delete_elem(map_, &orphan);
+}
+
+void KernelLearnedMap::sweep(BootTime now) {
+  std::vector<std::pair<std::uint32_t, std::shared_ptr<Scope>>> scopes;
+  {
+    const std::shared_lock lock(mutex_);
+    scopes.assign(scopes_.begin(), scopes_.end());
+  }
+  for (const auto& [number, scope] : scopes) {
+    // By bucket, so that the lock can be let go; what moves meanwhile is found the next time.
+    for (std::size_t bucket = 0, looked = 0, end = 1; bucket < end; looked = 0) {
+      std::vector<Address> ended;
+      const std::lock_guard lock(scope->mutex);
+      end = scope->known.empty() ? 0 : scope->known.bucket_count();
+      for (; bucket < end && looked < kChunk; ++bucket, ++looked) {
+        for (auto it = scope->known.begin(bucket); it != scope->known.end(bucket); ++it) {
+          if (!it->second.lives(now.nanoseconds)) ended.push_back(it->first);
+        }
+      }
+      remove(number, ended);
+      for (const auto& address : ended) scope->known.erase(address);
+    }
+  }
+}
+
+}  // namespace sluice

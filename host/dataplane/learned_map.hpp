@@ -1,0 +1,75 @@
+// The one writer of the kernel's `learned` map: which addresses names have opened, for what ports,
+// until when.
+//
+// It keeps in memory what it has written, so that an address which is new costs one system call
+// (and sixteen of them cost one), and one that is known to live long enough costs none.
+//
+// Locks: the table of scopes is shared by all who learn; each scope has a mutex of its own, held
+// across the system calls, so that attachments do not wait for one another. Nothing else is called
+// with it held.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <shared_mutex>
+#include <string>
+#include <unordered_map>
+
+#include "dataplane/data_plane.hpp"
+#include "dataplane/port_set_table.hpp"
+
+namespace sluice {
+
+class KernelLearnedMap final : public LearnedMap {
+ public:
+  // Both maps outlive this.
+  KernelLearnedMap(int map, int port_sets, std::uint32_t port_set_entries);
+
+  // [any]
+  [[nodiscard]] Status learn(std::uint32_t scope, std::span<const LearnedAddress> addresses,
+                             std::span<const PortRange> ports) override;
+  [[nodiscard]] Status replace(std::uint32_t scope, const LearnedAddress& address,
+                               std::span<const PortRange> ports) override;
+  Status revoke(std::uint32_t scope, std::span<const Address> addresses) override;
+
+  // [core loop]
+  // From now addresses may be learned under it. `name` is for messages.
+  void open(std::uint32_t scope, std::string name);
+  // Once it has returned nothing is in the kernel under the scope, and nothing will be.
+  void close(std::uint32_t scope);
+  // After open() of what was found, before anybody learns: what an earlier daemon wrote is known
+  // again, and entries of scopes that are gone are removed.
+  void adopt();
+  // Removes what has ended. The programs stopped honouring it by themselves.
+  void sweep(BootTime now);
+
+ private:
+  // Of an address that may be in the kernel; never less than what is there. Both times in the past:
+  // it may be there, and opens nothing.
+  struct Known {
+    std::uint64_t active_until = 0, grace_until = 0;
+    std::uint32_t port_set = 0;
+    bool operator==(const Known&) const = default;
+    [[nodiscard]] bool lives(std::uint64_t now) const {
+      return active_until > now || grace_until > now;
+    }
+  };
+  struct Scope {
+    std::mutex mutex;
+    bool closed = false;
+    std::string name;
+    std::unordered_map<Address, Known, AddressHash> known;
+  };
+  struct Writes;
+
+  [[nodiscard]] std::shared_ptr<Scope> find(std::uint32_t number) const;
+  [[nodiscard]] Status write(Scope& scope, Writes& writes);
+  void remove(std::uint32_t number, std::span<const Address> addresses);
+
+  const int map_;
+  PortSetTable port_sets_;
+  mutable std::shared_mutex mutex_;  // of scopes_
+  std::unordered_map<std::uint32_t, std::shared_ptr<Scope>> scopes_;
+};
+
+}  // namespace sluice
