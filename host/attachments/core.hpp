@@ -1,7 +1,7 @@
 // What plugins can ask of the core, and what the core tells plugins. The plugin host (host/plugins)
 // turns the C ABI into these calls; AttachmentManager implements Core over a DataPlane. Both sides
-// meet on the core loop's thread, where not said otherwise: the plugin host posts a strand's call to
-// the loop and waits for the result.
+// meet on the core loop's thread, where not said otherwise: the plugin host posts a strand's call
+// to the loop and waits for the result.
 #pragma once
 
 #include <array>
@@ -104,8 +104,8 @@ class Core {
   virtual Result<Applied> withdraw_layer(const std::string& instance, AttachmentId id) = 0;
   virtual Status replace_layers(const std::string& instance, std::vector<LayerChange> changes) = 0;
 
-  // [any] In the kernel when it returns. `rule` indexes the vector that domain_rules() last gave this
-  // resolver for the attachment.
+  // [any] In the kernel when it returns. `rule` indexes the vector that domain_rules() last gave
+  // this resolver for the attachment.
   virtual Status learn(const std::string& instance, AttachmentId id,
                        std::span<const Address> addresses, std::uint64_t ttl_ns,
                        std::uint64_t grace_ns, std::uint32_t rule) = 0;

@@ -95,11 +95,43 @@ TEST_CASE("an observer hears of denials and states, a resolver of domain rules")
   CHECK(stage.says("watch: denied 192.0.2.1 to 198.51.100.9:443, not on the allowlist"));
 
   // IPv4 reaches the core mapped, IPv6 as it is.
-  REQUIRE(stage.loop.run_until([&] { return stage.core.revoked.size() >= 2; }));
-  CHECK(stage.core.learned[0] ==
+  REQUIRE(stage.loop.run_until([&] { return stage.core.learning().revoked.size() >= 2; }));
+  const auto learning = stage.core.learning();
+  CHECK(learning.learned[0] ==
         std::array<std::uint8_t, 16>{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 198, 51, 100, 7});
-  CHECK(stage.core.learned[1][0] == 0x20);
-  CHECK(stage.core.revoked[0] == stage.core.learned[0]);
+  CHECK(learning.learned[1][0] == 0x20);
+  CHECK(learning.revoked[0] == learning.learned[0]);
+}
+
+TEST_CASE("a resolver learns from any of its threads, at once, until it is stopped") {
+  Stage stage;
+  Leash leash, report;
+  stage.core.attachments = {attachment(1)};
+  stage.make().domain_rules("dns", {1}, {allowed("pypi.org")});
+  CHECK(stage
+            .start({{"dns", "learning_threads",
+                     "release=" + std::to_string(leash.fd()) +
+                         "\nreport=" + std::to_string(report.write_end())}})
+            .empty());
+  CHECK(stage.says("dns: refused 0"));
+  const auto learning = stage.core.learning();
+  CHECK(learning.learned.size() == 400);
+  CHECK(learning.threads.size() == 4);
+  CHECK_FALSE(learning.threads.contains(std::this_thread::get_id()));  // the core loop's
+  CHECK(stage.start({}).empty());  // stopped and destroyed
+  leash.release();
+  int answer = 0;
+  REQUIRE(::read(report.fd(), &answer, sizeof answer) == sizeof answer);
+  CHECK(answer == -ESHUTDOWN);
+  CHECK(stage.core.learning().learned.size() == 400);
+  CHECK(stage.complaints().empty());
+}
+
+TEST_CASE("learning in a constructor is refused") {
+  Stage stage;
+  CHECK(stage.start({{"dns", "learning_threads", "release=-1\nreport=-1\nearly=true"}}).empty());
+  CHECK(stage.core.learning().learned.empty());
+  CHECK_FALSE(stage.lines(4, "dns: learn was called in the constructor and was refused").empty());
 }
 
 TEST_CASE("a reload touches only what differs") {

@@ -93,8 +93,15 @@ class FakeCore final : public Core {
   std::vector<AttachmentInfo> attachments;  // whose source every instance is
   std::map<std::uint64_t, Layer> layers;
   std::size_t listed_calls = 0;
-  std::vector<Address> learned, decided, revoked;  // by any thread: read them when it is quiet
-  std::set<std::thread::id> learning_threads;
+  // What was learned, by any thread.
+  struct Learning {
+    std::vector<Address> learned, revoked;
+    std::set<std::thread::id> threads;
+  };
+  [[nodiscard]] Learning learning() const {
+    const std::lock_guard lock(mutex_);
+    return learning_;
+  }
   int refuse_layers = 0;  // errno value
 
   Result<AttachmentId> attach(const std::string& instance, const Target& target,
@@ -151,19 +158,17 @@ class FakeCore final : public Core {
   Status learn(const std::string&, AttachmentId, std::span<const Address> addresses, std::uint64_t,
                std::uint64_t, std::uint32_t) override {
     const std::lock_guard lock(mutex_);
-    learned.insert(learned.end(), addresses.begin(), addresses.end());
-    learning_threads.insert(std::this_thread::get_id());
+    learning_.learned.insert(learning_.learned.end(), addresses.begin(), addresses.end());
+    learning_.threads.insert(std::this_thread::get_id());
     return {};
   }
-  Status learn_decided(const std::string&, AttachmentId, std::span<const Address> addresses,
-                       std::uint64_t, std::uint64_t, std::span<const PortRange>) override {
-    const std::lock_guard lock(mutex_);
-    decided.insert(decided.end(), addresses.begin(), addresses.end());
-    return {};
+  Status learn_decided(const std::string&, AttachmentId, std::span<const Address>, std::uint64_t,
+                       std::uint64_t, std::span<const PortRange>) override {
+    return fail_with(EPERM, "nobody decides here");
   }
   Status revoke(const std::string&, AttachmentId, std::span<const Address> addresses) override {
     const std::lock_guard lock(mutex_);
-    revoked.insert(revoked.end(), addresses.begin(), addresses.end());
+    learning_.revoked.insert(learning_.revoked.end(), addresses.begin(), addresses.end());
     return {};
   }
   Result<Counters> counters(AttachmentId) override { return Counters{.denied_packets = 17}; }
@@ -172,7 +177,8 @@ class FakeCore final : public Core {
 
  private:
   std::uint64_t generation_ = 0;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
+  Learning learning_;
 };
 
 inline AttachmentInfo attachment(std::uint64_t id, const std::string& interface = "tap0") {
