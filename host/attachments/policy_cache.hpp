@@ -49,9 +49,9 @@ using ImagePtr = std::shared_ptr<const PolicyImage>;
 // What one allowed name opens: for equal rules one object, so that identity tells whether the rule
 // an address was learned under is still in force. Its name and its end may have changed.
 struct Opening {
-  std::string domain;
-  std::vector<PortRange> ports;  // empty: every protocol and port
-  std::vector<Prefix> ranges;    // as in Rule
+  std::string domain = {};            // empty: by a decision
+  std::vector<PortRange> ports = {};  // empty: every protocol and port
+  std::vector<Prefix> ranges = {};    // as in Rule
   bool public_suffix = false;
   auto operator<=>(const Opening&) const = default;
 };
