@@ -24,10 +24,10 @@ struct TenantState {
   std::uint64_t attachment = 0;
   sdk::Mode mode = sdk::Mode::block_all;
   bool audit = false;
-  RuleSetPtr rules;  // null: none
+  RuleSetPtr rules{};  // null: none
   // Of the rules, as learn() takes them; null with them.
-  std::shared_ptr<const std::vector<std::uint32_t>> ids;
-  std::shared_ptr<AttachmentBudget> budget;
+  std::shared_ptr<const std::vector<std::uint32_t>> ids{};
+  std::shared_ptr<AttachmentBudget> budget{};  // null: no limits
   // Until then "block-all" may only mean that its source has not spoken yet: no answer is better
   // than a wrong one.
   sdk::Time settled{};
