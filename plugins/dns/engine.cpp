@@ -17,6 +17,8 @@ using std::chrono::seconds;
 constexpr std::uint64_t kSecond = 1'000'000'000;
 constexpr seconds kNoDecider{1};                 // how long "this wire has none" is believed
 constexpr std::uint64_t kOverdue = kSecond / 2;  // past its deadline, a decision will not come
+constexpr std::size_t kMostHeld = 1024;          // questions, of a worker
+constexpr std::uint64_t kHold = 2 * kSecond;     // then an unknown attachment stays unknown
 constexpr std::size_t kMostDecisions = 4096;     // kept of one attachment
 constexpr std::size_t kMostWaiters = 65'536;     // of a worker
 constexpr std::size_t kMostOffsets = 16'384;     // records of the largest message there can be
@@ -106,6 +108,7 @@ void Engine::set_tenant(const TenantState& state) {
   auto& tenant = tenants_[state.attachment];
   // What a decider said was said beside the rules of that time.
   tenant = Tenant{.state = state, .decisions = {}, .no_decider_until = {}};
+  if (!held_.empty() && !is_unsettled(tenant)) let_go(state.attachment, now_);
 }
 
 void Engine::remove_tenant(std::uint64_t attachment) {
@@ -118,9 +121,7 @@ void Engine::remove_tenant(std::uint64_t attachment) {
 void Engine::ask(std::uint64_t attachment, const Client& client, Bytes message) {
   ++counters_.queries;
   auto* const tenant = this->tenant(attachment);
-  if (tenant == nullptr) return around_.outlet.drop(client);
-  if (tenant->state.mode == sdk::Mode::block_all && boot_ < tenant->state.settled)
-    return around_.outlet.drop(client);
+  if (tenant == nullptr || is_unsettled(*tenant)) return hold(attachment, client, message);
   AttachmentBudget::Place place;
   if (tenant->state.budget) {
     place = tenant->state.budget->admit(boot_);
@@ -157,6 +158,38 @@ void Engine::ask(std::uint64_t attachment, const Client& client, Bytes message) 
                          .extended = ede::not_supported,
                          .reason = "no such type of question is served"});
   decide(asked, std::move(place));
+}
+
+// No rules may mean that its source has not spoken yet: an answer would be a wrong one.
+bool Engine::is_unsettled(const Tenant& tenant) const {
+  return boot_ < tenant.state.settled && (!tenant.state.rules || tenant.state.rules->size() == 0);
+}
+
+void Engine::hold(std::uint64_t attachment, const Client& client, Bytes message) {
+  if (held_.size() >= kMostHeld) return around_.outlet.drop(client);
+  held_.push_back({.attachment = attachment,
+                   .arrived = now_,
+                   .client = client,
+                   .message = {message.begin(), message.end()}});
+  around_.timers.add({.due = now_ + kHold,
+                      .kind = static_cast<std::uint32_t>(TimerKind::housekeeping),
+                      .index = 0,
+                      .generation = now_});
+}
+
+void Engine::let_go(std::uint64_t attachment, std::uint64_t until) {
+  std::vector<Held> now;
+  std::erase_if(held_, [&](Held& held) {
+    if ((attachment != 0 && held.attachment != attachment) || held.arrived > until) return false;
+    now.push_back(std::move(held));
+    return true;
+  });
+  for (const auto& held : now) {
+    if (tenants_.contains(held.attachment))
+      ask(held.attachment, held.client, held.message);
+    else
+      around_.outlet.drop(held.client);
+  }
 }
 
 // ---- what the rules say -------------------------------------------------------------------------
@@ -500,6 +533,8 @@ void Engine::on_timer(const TimerWheel::Entry& entry) {
       return upstream_.on_timer(entry, now_);
     case TimerKind::decision:
       return decided(entry.generation, nullptr);
+    case TimerKind::housekeeping:
+      return let_go(0, entry.generation);
     default:
       return;
   }

@@ -135,6 +135,14 @@ class Engine final : private UpstreamOwner {
     Line line;
   };
 
+  // A question of an attachment that nothing is known of yet: a moment after its birth, or the
+  // daemon's.
+  struct Held {
+    std::uint64_t attachment = 0, arrived = 0;
+    Client client;
+    std::vector<std::uint8_t> message;
+  };
+
   // What the rules, a decision or the mode say of a name.
   struct Ruling {
     enum Kind : std::uint8_t {
@@ -156,6 +164,10 @@ class Engine final : private UpstreamOwner {
   [[nodiscard]] bool lets_type(const Tenant& tenant, const Ruling& ruling,
                                std::uint16_t type) const;
 
+  [[nodiscard]] bool is_unsettled(const Tenant& tenant) const;
+  void hold(std::uint64_t attachment, const Client& client, Bytes message);
+  // Asks again what was held for the attachment (0: for all) since before `until`, monotonic ns.
+  void let_go(std::uint64_t attachment, std::uint64_t until);
   void decide(Asked& asked, AttachmentBudget::Place place);
   void ask_decider(Asked& asked, AttachmentBudget::Place place);
   void go_on(Asked& asked, const Ruling& ruling, AttachmentBudget::Place place);
@@ -227,6 +239,7 @@ class Engine final : private UpstreamOwner {
   std::unordered_map<std::uint64_t, Undecided> undecided_;             // by query id
   std::unordered_map<std::uint64_t, std::uint64_t> undecided_by_key_;  // to query id
   std::uint64_t next_query_ = 1;
+  std::vector<Held> held_;
 
   // Scratch of the question at hand.
   std::vector<Grant> grants_;

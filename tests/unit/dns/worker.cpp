@@ -786,3 +786,32 @@ TEST_CASE("several workers, other servers while it runs, and a resync") {
   lab.host.configure("upstreams", std::vector<std::string>{"nonsense"});
   CHECK_THROWS_WITH(lab.host.reconfigure(), doctest::Contains("upstreams"));
 }
+
+TEST_CASE("a question that comes before its attachment's rules waits for them") {
+  Lab lab;
+  lab.upstream.add("www.example", type::a, 300, v4("198.51.100.1"));
+  lab.host.set_mark(101, {1});
+  lab.attach(2, {allow("www.example")});
+  Guest guest(lab, 1), other(lab, 2);
+  guest.send("www.example", type::a);
+  CHECK(other.ask("www.example", type::a).rcode == 0);
+  SUBCASE("known, then ruled") {
+    lab.host.add_attachment({.id = {1}, .mode = sdk::Mode::block_all});
+    lab.host.domain_rules({1}, {});
+    CHECK(other.ask("www.example", type::a).rcode == 0);
+    CHECK_FALSE(guest.has_answer());
+    lab.host.change_attachment({.id = {1}, .mode = sdk::Mode::allowlist});
+    lab.host.domain_rules({1}, {allow("www.example")});
+    CHECK(guest.receive().answers.size() == 1);
+  }
+  SUBCASE("never ruled: after a while that is the answer") {
+    lab.host.add_attachment({.id = {1}, .mode = sdk::Mode::block_all});
+    lab.host.domain_rules({1}, {});
+    lab.host.advance(3s);
+    CHECK(guest.receive().rcode == 3);
+  }
+  SUBCASE("never known: no answer") {
+    CHECK_FALSE(guest.receive_raw(3s));
+    CHECK(other.ask("www.example", type::a).rcode == 0);
+  }
+}
