@@ -208,6 +208,40 @@ def test_an_interface_that_disappears_during_attach(place):
     eventually(lambda: len(place.filter.slots()) == 1, "only the standing link has an attachment")
 
 
+def test_a_full_table_of_attachments_is_named_once_and_the_others_stay_filtered():
+    """The link beyond the table takes the place of the first that goes, without anybody's help."""
+    with Lab("routed") as lab:
+        lab.serve()
+        daemon = lab.daemon(max_attachments=2)
+        second = lab.add_guest(2)
+        lab.wait_filtered(daemon)
+        lab.wait_filtered(daemon, "h2")
+        lab.add_guest(3)
+        daemon.expect_log(r"h3\b.*all 2 attachments are in use; raise host\.max_attachments")
+        for guest in (lab.guest, second):
+            assert lab_module.udp_exchange(guest, ALLOWED4, 9999) == "ok"
+            assert lab_module.udp_exchange(guest, DENIED4, 9999, timeout=0.3, tries=1) != "ok"
+        lab.host.ip("link", "delete", "h2")
+        lab.wait_filtered(daemon, "h3")
+        assert daemon.log().count("raise host.max_attachments") == 1, "tried again in silence"
+
+
+def test_a_policy_beyond_the_kernel_s_bounds_is_named_and_the_one_in_force_stays(place):
+    """More port ranges for one prefix than a packet's walk may take; the file itself is without fault."""
+    mark = len(place.filter.log())
+    ports = ",\n".join(f'"tcp/{2 * number + 1}"' for number in range(1000))
+    more = lab_module.ALLOWLIST.replace('ports = ["tcp/443", "udp/8000-8100"]', f"ports = [{ports}]")
+    try:
+        place.filter.write_policy("lab.toml", more)
+        eventually(lambda: "port or expiry decisions would apply to 192.0.2.0/24" in place.filter.log()[mark:], "the prefix and the cause")
+        assert "join its port ranges" in place.filter.log()[mark:]
+        assert lab_module.tcp_exchange(place.guest, lab_module.PORTED4, 443) == "ok", "what was in force"
+        holds(place)
+    finally:
+        place.filter.write_policy("lab.toml", lab_module.ALLOWLIST)
+    holds(place)
+
+
 def test_a_service_manager_that_does_not_listen_stops_nothing(place):
     """Its socket's queue fills after some messages; the daemon goes on without telling."""
     deaf = lab_module.socket.socket(lab_module.socket.AF_UNIX, lab_module.socket.SOCK_DGRAM)

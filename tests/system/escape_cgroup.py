@@ -246,6 +246,13 @@ def test_control_each_way_arrives_when_nothing_filters(control, way):
     assert arrived, answers
 
 
+def test_control_how_many_ways(control):
+    """Each of them by the next two tests: to denied addresses, and to an allowed one."""
+    arrived = sum(arrives for arrives, _ in control.values())
+    assert arrived == len(WAYS)
+    print(f"{len(WAYS)} ways to send, all of which arrive when nothing filters")
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_way_does_not_reach_a_denied_address(place, workload, way):
     six = WAYS[way][1] == 6
