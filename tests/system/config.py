@@ -26,6 +26,7 @@ BAD_POLICIES = [
     ("wrong-ttl", POLICY_HEAD + '[[policy.allow]]\ncidrs = ["10.0.0.0/8"]\nttl = "soon"\n', r"soon", 7),
     ("mapped", POLICY_HEAD + '[[policy.allow]]\ncidrs = ["::ffff:10.0.0.0/104"]\n', r"::ffff:10\.0\.0\.0", 6),
     ("broken-toml", POLICY_HEAD + '[[policy.allow]]\ncidrs = ["10.0.0.0/8"\n', r"", None),
+    ("empty", "", r"", 1),
     ("not-utf8", POLICY_HEAD + '# \udcff\udcfe\n', r"", None),
 ]
 
