@@ -188,6 +188,13 @@ TEST_CASE("rules are united over layers, and deny wins a tie between sources") {
   CHECK_FALSE(stage.passes(id, to("10.1.0.1")));
   REQUIRE(stage.manager.withdraw_layer("two", id));
   CHECK(stage.passes(id, to("10.1.0.1")));
+
+  // As long a prefix, whichever of the two comes first.
+  REQUIRE(stage.manager.replace_layer("two", id, only({deny("10.0.0.0/8")})));
+  CHECK_FALSE(stage.passes(id, to("10.2.0.1")));
+  REQUIRE(stage.manager.replace_layer("one", id, allowlist({deny("10.0.0.0/8")})));
+  REQUIRE(stage.manager.replace_layer("two", id, only({allow("10.0.0.0/8")})));
+  CHECK_FALSE(stage.passes(id, to("10.2.0.1")));
 }
 
 TEST_CASE("only a source that may overrule the floor opens what it denies") {
