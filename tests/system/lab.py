@@ -806,11 +806,18 @@ class Lab:
         self.close()
 
     def close(self):
+        reports = []
         for daemon in self.daemons:
             with contextlib.suppress(Exception):
                 daemon.forget()
+            # A build with sanitizers: what they found, at the end of the process too, is a failure of the test.
+            report = re.search(r"Sanitizer:|runtime error:", daemon.log(whole=True))
+            if report:
+                reports.append(daemon.log(whole=True)[max(0, report.start() - 200):][:8000])
         self.cleanups.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+        if reports:
+            raise AssertionError("a sanitizer reports:\n" + "\n".join(reports))
 
     def namespace(self, role):
         namespace = Namespace(self.prefix + role)
