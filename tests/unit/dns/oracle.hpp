@@ -331,7 +331,11 @@ inline void check_patches(const MessageView& original) {
   compare(*truncated, "truncated");
 }
 
-inline Packet shrunk(Packet room, std::size_t size) {
+// What `write(room)` made of a room.
+template <typename Write>
+Packet written(std::size_t size_of_room, Write&& write) {
+  Packet room(size_of_room);
+  const std::size_t size = write(Room(room));
   agree(size != 0, "a reply that does not fit");
   room.resize(size);
   return room;
@@ -352,9 +356,10 @@ inline void check_replies(const Packet& packet) {
   const Question& question = query->question();
   for (const Rcode rcode :
        {Rcode::noerror, Rcode::nxdomain, Rcode::servfail, Rcode::refused, Rcode::badvers}) {
-    const Packet reply = shrunk(
-        room,
-        make_reply(*query, rcode, {.ede = ExtendedError{ede::blocked, "no rule allows it"}}, room));
+    const Packet reply = written(kReplyRoom, [&](Room out) {
+      return make_reply(*query, rcode, {.ede = ExtendedError{ede::blocked, "no rule allows it"}},
+                        out);
+    });
     const auto read = MessageView::parse(reply);
     agree(read.has_value(), "reply: does not parse");
     compare(*read, "reply");
@@ -364,7 +369,8 @@ inline void check_replies(const Packet& packet) {
   }
   std::vector<Address> addresses(5);
   addresses[2].family = addresses[3].family = 6;
-  const Packet reply = shrunk(room, make_address_reply(*query, addresses, 60, room));
+  const Packet reply =
+      written(kReplyRoom, [&](Room out) { return make_address_reply(*query, addresses, 60, out); });
   const auto read = MessageView::parse(reply);
   agree(read.has_value(), "address reply: does not parse");
   compare(*read, "address reply");
