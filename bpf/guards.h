@@ -40,6 +40,8 @@ __noinline int sluice_judge_at_uplink(struct __sk_buff* skb, __u32 index, __u32 
     reason = SLUICE_REASON_ALLOW_DISABLED;
   else
     reason = sluice_judge_frame(skb, slot, word, net, &facts);
+  /* A query does not come this way. */
+  if (reason == SLUICE_REASON_ALLOW_DNS) reason = SLUICE_REASON_DENY_DNS_UNSERVED;
   if (sluice_allows(reason)) return 1; /* counted where the socket's own hooks saw it */
   return sluice_conclude(slot, index, word, &facts, reason, skb->len, skb->ifindex);
 }

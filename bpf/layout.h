@@ -14,7 +14,7 @@
 #include <linux/types.h>
 #endif
 
-#define SLUICE_LAYOUT_VERSION 1
+#define SLUICE_LAYOUT_VERSION 2
 
 /* ---- the attachment's word: one aligned 64-bit store publishes a policy
  * -------------------------------------------- */
@@ -89,6 +89,8 @@ struct sluice_slot {
   __u32 ifindex;
   __u32 scope; /* key of this attachment's learned addresses and flows; never reused in one boot */
   __u32 dhcp4_server_be; /* 0: broadcast only */
+  __u32 asker_mark;      /* skb->mark of what this attachment asks a resolver; see below */
+  __u32 resolver;        /* which resolver takes its port 53; meaningful with REDIRECT_DNS */
   __u8 state;
   __u8 type;
   __u8 link_layer;
@@ -254,6 +256,73 @@ struct sluice_flow {
   __u32 reserved;
 };
 
+/* ---- DNS redirection: see dns_redirect.h
+ * ---------------------------------------------------------------------------- */
+
+#define SLUICE_DNS_PORT 53
+#define SLUICE_RESOLVERS 4         /* plugin instances that take port 53 at the same time */
+#define SLUICE_RESOLVER_WORKERS 16 /* sockets of each kind that one of them may have */
+
+/* The resolvers' own addresses, all of them local to the host: 127.83.76.N and
+ * fd53:6c75:6963:65::N, N from 1 to 254. Workloads in a cgroup reach them over the loopback
+ * device; nothing else that is not marked gets an answer there. */
+#define SLUICE_RESOLVER_NET4 0x7f534c00u           /* host order, /24 */
+#define SLUICE_RESOLVER_NET6 0xfd536c7569630065ull /* upper half, host order, /64 */
+
+/*
+ * Who asks: skb->mark = tag | 24 bits of which exactly 12 are set, the attachment's own in one
+ * boot. A firewall that sets or clears bits of the mark on the way to the socket so makes it
+ * invalid, and never another attachment's.
+ */
+#define SLUICE_ASKER_TAG 0x5d000000u
+#define SLUICE_ASKER_TAG_MASK 0xff000000u
+#define SLUICE_ASKER_BITS 24
+#define SLUICE_ASKER_WEIGHT 12
+
+enum sluice_socket_kind {
+  SLUICE_SOCKET_UDP4 = 0,
+  SLUICE_SOCKET_UDP6 = 1,
+  SLUICE_SOCKET_TCP4 = 2,
+  SLUICE_SOCKET_TCP6 = 3,
+  SLUICE_SOCKET_KINDS = 4,
+};
+/* Index of map `dns_sockets`. */
+static inline __u32 sluice_socket_at(__u32 resolver, __u32 kind, __u32 worker) {
+  return (resolver * SLUICE_SOCKET_KINDS + kind) * SLUICE_RESOLVER_WORKERS + worker;
+}
+
+/* One element of map `dns_resolvers`. */
+struct sluice_resolver {
+  __u32 workers[SLUICE_SOCKET_KINDS]; /* sockets of each kind; 0: none, what asks is dropped */
+  __u8 hosts[SLUICE_SOCKET_KINDS][SLUICE_RESOLVER_WORKERS]; /* N of each socket's address */
+};
+
+/* Per CPU and slot: packets to the resolver that it may still send. */
+struct sluice_dns_budget {
+  __u64 refilled;
+  __u32 tokens;
+  __u32 reserved;
+};
+
+/* A TCP connection to a resolver, as its SYN named it. The ends are those of the resolver's own
+ * socket: `asked` is its local address. */
+struct sluice_stream_key {
+  __u8 peer[16];
+  __u8 asked[16];
+  __u16 peer_port_be;
+  __u16 reserved[3];
+};
+struct sluice_stream {
+  __u32 asker_mark;
+  __u32 reserved;
+  __u8 asked[16]; /* the server that the workload named; from a cgroup another than the key's */
+};
+/* In the storage of a resolver's listener, and copied to each connection it accepts. */
+struct sluice_stream_owner {
+  __u32 resolver;   /* index + 1; 0 is nobody's */
+  __u32 asker_mark; /* of the first segment; 0 on a listener */
+};
+
 /* ---- counters and events
  * -------------------------------------------------------------------------------------------- */
 
@@ -280,6 +349,7 @@ struct sluice_counters {
   X(ALLOW_MODE, "denylist lets the rest pass")                                \
   X(ALLOW_HOUSEKEEPING, "ARP, neighbour discovery or DHCP")                   \
   X(ALLOW_LOOPBACK, "loopback")                                               \
+  X(ALLOW_DNS, "taken by the resolver")                                       \
   X(DENY_NO_ATTACHMENT, "no attachment for this interface")                   \
   X(DENY_BLOCK_ALL, "mode is block-all")                                      \
   X(DENY_RULE, "explicit deny")                                               \
@@ -297,6 +367,9 @@ struct sluice_counters {
   X(DENY_EMBEDDED, "IPv4 address inside NAT64 or 6to4 is not allowed")        \
   X(DENY_UNJUDGED, "uplink guard: came from a link that nothing filters")     \
   X(DENY_UNATTACHED_CGROUP, "cgroup guard: the cgroup is not attached yet")   \
+  X(DENY_DNS_BUDGET, "more packets to the resolver than it may send")         \
+  X(DENY_DNS_UNSERVED, "no resolver takes port 53 here")                      \
+  X(DENY_DNS_FOREIGN, "segment of another workload's query")                  \
   X(DENY_INTERNAL, "a map entry that must exist does not")
 
 enum sluice_reason {
@@ -350,6 +423,8 @@ struct sluice_settings {
   __u32 events_burst;
   __u32 sever_mark; /* random; marks a reset that tc_to sends for the workload, so that tc_from lets
                        it by */
+  __u32 dns_packets_per_second; /* to the resolver, per attachment and CPU */
+  __u32 dns_burst;
   __u32 reserved;
   __u64 learned_idle; /* ns: a live connection's last_seen is fresh for this long */
 };

@@ -153,6 +153,44 @@ struct {
   __type(value, __u64);
 } lost_moves SEC(".maps");
 
+/* Sockets that take port 53; sluice_socket_at() names the place. An entry goes with its socket, so
+ * that a resolver which died is a lookup that finds nothing. */
+struct {
+  __uint(type, BPF_MAP_TYPE_SOCKMAP);
+  __uint(max_entries, SLUICE_RESOLVERS * SLUICE_SOCKET_KINDS * SLUICE_RESOLVER_WORKERS);
+  __type(key, __u32);
+  __type(value, __u64);
+} dns_sockets SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_ARRAY);
+  __uint(max_entries, SLUICE_RESOLVERS);
+  __type(key, __u32);
+  __type(value, struct sluice_resolver);
+} dns_resolvers SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+  __uint(max_entries, 8192); /* set at load */
+  __type(key, __u32);
+  __type(value, struct sluice_dns_budget);
+} dns_budgets SEC(".maps");
+
+/* Connections to a resolver, noted at the SYN and read once they are accepted. */
+struct {
+  __uint(type, BPF_MAP_TYPE_LRU_HASH);
+  __uint(max_entries, 65536);
+  __type(key, struct sluice_stream_key);
+  __type(value, struct sluice_stream);
+} dns_streams SEC(".maps");
+
+struct {
+  __uint(type, BPF_MAP_TYPE_SK_STORAGE);
+  __uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+  __type(key, int);
+  __type(value, struct sluice_stream_owner);
+} dns_owners SEC(".maps");
+
 /* Uplink guard: interfaces of the daemon's namespace whose traffic is not judged. Value: enum
  * sluice_guard_trust. */
 struct {

@@ -6,10 +6,13 @@
  *
  * Which device hook each sits on depends on the side: for a tap or a host-side veth the workload's
  * packets are the device's INGRESS. tc_from returns TC_ACT_UNSPEC (-1, TCX_NEXT) to allow:
- * TC_ACT_OK would end the chain and hide other tools' programs.
+ * TC_ACT_OK would end the chain and hide other tools' programs. Just that is wanted for one thing,
+ * a query that the resolver takes: a program behind ours could send it elsewhere or take its
+ * socket and mark away.
  */
 #pragma once
 
+#include "dns_redirect.h"
 #include "flows.h"
 #include "read.h"
 #include "report.h"
@@ -91,6 +94,8 @@ static __always_inline __u32 sluice_judge_frame(struct __sk_buff* skb, struct sl
   if (ethertype == SLUICE_ETH_IP4 || ethertype == SLUICE_ETH_IP6) {
     reason = sluice_read_packet(skb, net, ethertype, facts, 1);
     if (reason != SLUICE_OK) return reason;
+    /* Whatever policy says of the server that is asked: it is never sent anything. */
+    if (sluice_is_query(word, facts)) return SLUICE_REASON_ALLOW_DNS;
     return (__u32)sluice_verdict(slot, facts, word);
   }
   if (sluice_word_mode(word) == SLUICE_MODE_BLOCK_ALL) return SLUICE_REASON_DENY_BLOCK_ALL;
@@ -132,10 +137,17 @@ int sluice_tc_from(struct __sk_buff* skb) {
   struct sluice_facts facts = {};
   __u64 word = *(volatile __u64*)&slot->word;
   __u32 net = slot->link_layer == SLUICE_LINK_RAW_IP ? 0 : 14, length = skb->len, reason;
+  int action = SLUICE_NEXT;
   /* Read in mode disabled too: the flows that the workload opens now are its own later on. */
   reason = sluice_judge_frame(skb, slot, word, net, &facts);
   if (sluice_word_mode(word) == SLUICE_MODE_DISABLED) reason = SLUICE_REASON_ALLOW_DISABLED;
+  if (reason == SLUICE_REASON_ALLOW_DNS) {
+    action = sluice_redirect_query(skb, slot, &facts, index, net);
+    reason = (__u32)action >> SLUICE_DNS_REASON_SHIFT;
+    action &= (1 << SLUICE_DNS_REASON_SHIFT) - 1;
+  }
   if (sluice_conclude(slot, index, word, &facts, reason, length, skb->ifindex)) {
+    if (reason == SLUICE_REASON_ALLOW_DNS) return action;
     if (reason != SLUICE_REASON_ALLOW_REPLY) sluice_note_outbound(slot, word, &facts);
     return sluice_pass(skb);
   }
@@ -240,6 +252,7 @@ int sluice_tc_to(struct __sk_buff* skb) {
   if (sluice_check_tag(skb, slot) != SLUICE_OK) return SLUICE_NEXT;
   if (sluice_read_packet(skb, net, bpf_ntohs((__u16)skb->protocol), &facts, 1) != SLUICE_OK)
     return SLUICE_NEXT;
+  if (sluice_is_answer(word, &facts)) return SLUICE_NEXT;
   if (!sluice_is_cut(slot, word, &facts)) {
     sluice_note_inbound(skb, slot, flags, &facts);
     return SLUICE_NEXT;

@@ -113,6 +113,7 @@ class Reader {
     read_number(table, "heap_kib", 64, 4u << 20, host.heap_kib);
     read_number(table, "events_per_second", 0, 1'000'000, host.events_per_second);
     read_number(table, "events_burst", 1, 1'000'000, host.events_burst);
+    read_number(table, "dns_packets_per_second", 1, 1'000'000, host.dns_packets_per_second);
     table.finish();
   }
 

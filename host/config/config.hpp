@@ -34,6 +34,8 @@ struct HostConfig {
   std::uint32_t heap_kib = 16384;        // the policy heap; larger policies become blobs
   std::uint32_t events_per_second = 20;  // denial events, per attachment and CPU
   std::uint32_t events_burst = 100;
+  // What a workload may send to its resolver, per attachment and CPU; a quarter of it at once.
+  std::uint32_t dns_packets_per_second = 4000;
   bool operator==(const HostConfig&) const = default;
 };
 

@@ -59,6 +59,7 @@ std::string start_settings_that_differ(const HostConfig& current, const HostConf
   compare("heap_kib", current.heap_kib == next.heap_kib);
   compare("events_per_second", current.events_per_second == next.events_per_second);
   compare("events_burst", current.events_burst == next.events_burst);
+  compare("dns_packets_per_second", current.dns_packets_per_second == next.dns_packets_per_second);
   return names;
 }
 

@@ -57,8 +57,10 @@ Status copy_map(int from, int to) {
 
 Status carry_over(Programs& programs) {
   for (const auto& [map, previous] : programs.replaced()) {
-    // Counters and the event ring begin anew; everything else is state.
-    if (map == Map::counters || map == Map::reasons || map == Map::events) continue;
+    // Counters, buckets and the event ring begin anew; everything else is state.
+    if (map == Map::counters || map == Map::reasons || map == Map::events ||
+        map == Map::dns_budgets)
+      continue;
     if (auto copied = copy_map(previous.get(), programs.map(map)); !copied) return copied;
   }
   programs.replaced().clear();

@@ -51,9 +51,10 @@ struct AttachmentOptions {
   bool audit = false;
   bool replies = true;
   bool arp = true, nd = true, dhcp = true;
-  bool tell = true;       // answer denied packets with a reset or an ICMP error
-  bool loopback = false;  // cgroups: loopback also in the host's namespace
-  bool redirect_dns = false;
+  bool tell = true;            // answer denied packets with a reset or an ICMP error
+  bool loopback = false;       // cgroups: loopback also in the host's namespace
+  bool redirect_dns = false;   // port 53 goes to `resolver`; see DataPlane::serve
+  std::uint32_t resolver = 0;  // below SLUICE_RESOLVERS
   std::optional<std::array<std::uint8_t, 4>> dhcp4_server;
   std::optional<std::array<std::uint8_t, 16>> dhcp6_server;
   std::vector<std::uint16_t> ethertypes;  // at most SLUICE_MAX_EXTRA_ETHERTYPES
@@ -73,6 +74,11 @@ struct KernelAttachment {
   std::optional<CgroupTarget> cgroup;
   std::array<std::uint64_t, 2> policy_digest{};
   std::string mechanism;  // "tcx", "clsact", "cgroup"
+  // Names it to a resolver (skb->mark of what it asks); another attachment's never in one boot.
+  std::uint32_t asker_mark = 0;
+  // False where redirect_dns has no effect: the kernel gives sockets only to what comes in at a
+  // device of the daemon's own namespace.
+  bool redirectable = false;
 };
 
 struct PublishRequest {
@@ -151,6 +157,22 @@ class DataPlane {
   [[nodiscard]] virtual Result<Counters> counters(std::uint32_t slot) = 0;
   [[nodiscard]] virtual std::vector<std::uint64_t>
   reason_counters() = 0;  // indexed by enum sluice_reason
+
+  // The sockets that take port 53 of every attachment with `redirect_dns` and this `resolver`:
+  // UDP sockets and TCP listeners on port 53 of 127.83.76.N or fd53:6c75:6963:65::N,
+  // IP_TRANSPARENT, not SO_REUSEPORT, at most SLUICE_RESOLVER_WORKERS of each family and protocol.
+  // They replace the former ones and stay the caller's; one that is closed takes nothing any more.
+  // Makes the routes that lead there (dns_route.hpp) and keeps them.
+  [[nodiscard]] virtual Status serve(std::uint32_t resolver, std::span<const int> sockets) = 0;
+  // No resolver is configured any more: the routes go. What is redirected is dropped.
+  [[nodiscard]] virtual Status end_serving() = 0;
+  struct Asker {
+    std::uint32_t mark = 0;
+    std::array<std::uint8_t, 16> asked{};  // network order, IPv4 mapped
+  };
+  // [any] Who opened a connection that a resolver accepted, and the server it named. ENOENT: nobody
+  // that is known.
+  [[nodiscard]] virtual Result<Asker> asker_of_stream(int accepted) const = 0;
 
   [[nodiscard]] virtual Status set_guards(const GuardSettings& guards) = 0;
 

@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "dataplane/cgroup_filter.hpp"
+#include "dataplane/dns_route.hpp"
 #include "dataplane/kernel_data_plane.hpp"
 #include "dataplane/tc_filter.hpp"
 
@@ -166,6 +167,7 @@ Status KernelDataPlane::detach_all(const HostConfig& config) {
     if (!plane) return std::unexpected(plane.error());
     while (!(*plane)->live_.empty()) (*plane)->forget((*plane)->live_.begin()->first);
   }
+  if (auto removed = remove_dns_routes(); !removed) return removed;
   std::error_code error;
   fs::remove_all(config.bpffs, error);
   if (error)

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "dataplane/asker_mark.hpp"
 #include "dataplane/cgroup_filter.hpp"
 #include "dataplane/kernel_data_plane.hpp"
 #include "dataplane/netns_scope.hpp"
@@ -116,11 +117,13 @@ Result<KernelAttachment> KernelDataPlane::attach(const InterfaceTarget& target,
   slot.netns_cookie = cookie;
   slot.ifindex = link->ifindex;
   slot.scope = next_scope_++;
+  slot.asker_mark = asker_mark(slot.scope);
   slot.type = SLUICE_TYPE_INTERFACE;
   slot.link_layer = placement->link_layer;
   slot.workload_is_egress = placement->workload_is_egress ? 1 : 0;
   link->name.copy(slot.name, sizeof(slot.name) - 1);
   clear_per_cpu<sluice_counters>(programs_.map(Map::counters), *index);
+  clear_per_cpu<sluice_dns_budget>(programs_.map(Map::dns_budgets), *index);
   slots_.fill(*index, slot);
   Live& live = live_[*index];
   live.name = link->name;
@@ -241,10 +244,12 @@ Result<KernelAttachment> KernelDataPlane::attach(const CgroupTarget& target,
   slot.incarnation = random_incarnation();
   slot.cgroup_id = id;
   slot.scope = next_scope_++;
+  slot.asker_mark = asker_mark(slot.scope);
   slot.type = SLUICE_TYPE_CGROUP;
   const std::string leaf = std::filesystem::path(target.path).filename().string();
   leaf.copy(slot.name, sizeof(slot.name) - 1);
   clear_per_cpu<sluice_counters>(programs_.map(Map::counters), *index);
+  clear_per_cpu<sluice_dns_budget>(programs_.map(Map::dns_budgets), *index);
   slots_.fill(*index, slot);
   Live& live = live_[*index];
   live.name = target.path;

@@ -53,6 +53,7 @@ std::uint32_t flags_of(const AttachmentOptions& options) {
 
 sluice_slot frame_options(const AttachmentOptions& options) {
   sluice_slot slot{};
+  slot.resolver = options.resolver;
   if (options.dhcp4_server) std::memcpy(&slot.dhcp4_server_be, options.dhcp4_server->data(), 4);
   if (options.dhcp6_server) std::memcpy(slot.dhcp6_server, options.dhcp6_server->data(), 16);
   for (std::size_t i = 0; i < options.ethertypes.size() && i < SLUICE_MAX_EXTRA_ETHERTYPES; ++i)
@@ -170,6 +171,8 @@ Status KernelDataPlane::start() {
   settings.events_per_second = config_.events_per_second;
   settings.events_burst = config_.events_burst;
   settings.learned_idle = kLearnedIdle;
+  settings.dns_packets_per_second = config_.dns_packets_per_second;
+  settings.dns_burst = std::max(config_.dns_packets_per_second / 4, 1u);
   // Looks judged to the uplink guard, and like nothing that another tool would set.
   if (settings.sever_mark == 0)
     settings.sever_mark = static_cast<std::uint32_t>(random_incarnation()) | SLUICE_JUDGED_MARK | 1;
@@ -231,6 +234,8 @@ KernelAttachment KernelDataPlane::describe(std::uint32_t index) const {
   made.generation = {slot.generation};
   made.mode = static_cast<Mode>(sluice_word_mode(word));
   made.policy_digest = policies_.digest_of(live.policy);
+  made.asker_mark = slot.asker_mark;
+  made.redirectable = redirectable(slot);
   if (slot.type == SLUICE_TYPE_INTERFACE) {
     made.interface = InterfaceTarget{
         live.name, slot.ifindex, slot.netns_cookie == own_netns_ ? 0 : slot.netns_cookie,
@@ -242,6 +247,11 @@ KernelAttachment KernelDataPlane::describe(std::uint32_t index) const {
     made.mechanism = "cgroup";
   }
   return made;
+}
+
+bool KernelDataPlane::redirectable(const sluice_slot& slot) const {
+  return slot.type == SLUICE_TYPE_CGROUP ||
+         (slot.workload_is_egress == 0 && slot.netns_cookie == own_netns_);
 }
 
 Result<Generation> KernelDataPlane::publish(const PublishRequest& request) {
@@ -257,8 +267,10 @@ Result<Generation> KernelDataPlane::publish(const PublishRequest& request) {
   }
   slots_.set_options(request.slot, frame_options(request.options));
   const std::uint64_t generation = slots_.at(request.slot).generation + 1;
-  const std::uint64_t word = sluice_word(policy, static_cast<std::uint32_t>(request.mode),
-                                         flags_of(request.options), generation);
+  std::uint32_t flags = flags_of(request.options);
+  if (!redirectable(slots_.at(request.slot))) flags &= ~SLUICE_FLAG_REDIRECT_DNS;
+  const std::uint64_t word =
+      sluice_word(policy, static_cast<std::uint32_t>(request.mode), flags, generation);
   slots_.publish(request.slot, generation, word);
   if (request.policy != nullptr) {
     // The reference moves from the old policy to the new one; the old space waits for a grace

@@ -50,6 +50,9 @@ class KernelDataPlane final : public DataPlane {
   [[nodiscard]] LearnedMap& learned() override { return learned_; }
   [[nodiscard]] Result<Counters> counters(std::uint32_t slot) override;
   [[nodiscard]] std::vector<std::uint64_t> reason_counters() override;
+  [[nodiscard]] Status serve(std::uint32_t resolver, std::span<const int> sockets) override;
+  [[nodiscard]] Status end_serving() override;
+  [[nodiscard]] Result<Asker> asker_of_stream(int accepted) const override;
   [[nodiscard]] Status set_guards(const GuardSettings& guards) override;
   [[nodiscard]] std::vector<int> poll_fds() override;
   void poll(const DataPlaneEvents& events) override;
@@ -88,6 +91,8 @@ class KernelDataPlane final : public DataPlane {
   void target_gone(std::uint32_t index, const std::string& reason, const DataPlaneEvents& events);
   void task_moved(const sluice_event& event);
   void sever(std::uint32_t index);
+  [[nodiscard]] bool redirectable(const sluice_slot& slot) const;
+  [[nodiscard]] Status keep_dns_routes();
   [[nodiscard]] Status guard_uplink(const std::string& name);
   [[nodiscard]] Status guard_cgroup(const std::string& path);
   [[nodiscard]] Status trust(const std::vector<std::string>& names);
@@ -104,6 +109,7 @@ class KernelDataPlane final : public DataPlane {
   std::uint64_t own_netns_ = 0;
   std::uint32_t next_scope_ = 1;
   GuardSettings guards_;
+  bool dns_routes_ = false;           // made, and to be kept
   std::set<std::string> guard_pins_;  // file names of the pins that the guards in force have
 
   Fd link_events_;  // rtnetlink: devices that go, so that their ifindex is cleared before it is
@@ -116,7 +122,7 @@ class KernelDataPlane final : public DataPlane {
   bool conversion_running_ = false;
   std::uint64_t last_attach_ = 0;
   bool grace_running_ = false;
-  std::uint64_t last_audit_ = 0, last_sweep_ = 0, lost_moves_ = 0;
+  std::uint64_t last_audit_ = 0, last_sweep_ = 0, last_dns_check_ = 0, lost_moves_ = 0;
   Background background_;  // last: its jobs use what is above
 };
 

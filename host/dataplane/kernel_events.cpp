@@ -32,7 +32,8 @@ void KernelDataPlane::watch_links() {
   link_events_ = Fd(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, NETLINK_ROUTE));
   sockaddr_nl address{};
   address.nl_family = AF_NETLINK;
-  address.nl_groups = RTMGRP_LINK;
+  // Rules too: another tool that replaces all of them takes ours along.
+  address.nl_groups = RTMGRP_LINK | RTMGRP_IPV4_RULE | 1u << (RTNLGRP_IPV6_RULE - 1);
   if (!link_events_ ||
       bind(link_events_.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0)
     spdlog::warn("cannot watch links: {}; devices that go are noticed by the audit, every 5 s",
@@ -61,6 +62,7 @@ void KernelDataPlane::read_link_events(const DataPlaneEvents& events) {
     auto length = static_cast<unsigned>(got);
     for (const auto* header = reinterpret_cast<const nlmsghdr*>(buffer); NLMSG_OK(header, length);
          header = NLMSG_NEXT(header, length)) {
+      if (header->nlmsg_type == RTM_DELRULE) last_dns_check_ = 0;
       if (header->nlmsg_type != RTM_DELLINK && header->nlmsg_type != RTM_NEWLINK) continue;
       const auto* info = static_cast<const ifinfomsg*>(NLMSG_DATA(header));
       if (info->ifi_family == AF_BRIDGE)
@@ -160,6 +162,10 @@ void KernelDataPlane::poll(const DataPlaneEvents& events) {
       lost_moves_ = lost;
       task_moved({});  // every task of every attached cgroup
     }
+  }
+  if (dns_routes_ && now - last_dns_check_ > kAuditInterval) {
+    last_dns_check_ = now;
+    if (auto kept = keep_dns_routes(); !kept) spdlog::error("{}", kept.error().message);
   }
   if (now - last_sweep_ > kSweepInterval) {
     last_sweep_ = now;

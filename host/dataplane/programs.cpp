@@ -72,6 +72,11 @@ std::array<MapEntry, static_cast<std::size_t>(Map::count)> maps_of(sluice_bpf* s
            {Map::events, maps.events},
            {Map::settings, maps.settings},
            {Map::lost_moves, maps.lost_moves},
+           {Map::dns_sockets, maps.dns_sockets},
+           {Map::dns_resolvers, maps.dns_resolvers},
+           {Map::dns_budgets, maps.dns_budgets},
+           {Map::dns_streams, maps.dns_streams},
+           {Map::dns_owners, maps.dns_owners},
            {Map::trusted_interfaces, maps.trusted_interfaces},
            {Map::guarded_cgroups, maps.guarded_cgroups}}};
 }
@@ -103,6 +108,7 @@ std::array<ProgramEntry, static_cast<std::size_t>(Program::count)> programs_of(
 void set_sizes(sluice_bpf* skeleton, const HostConfig& config) {
   bpf_map__set_max_entries(skeleton->maps.slots, config.max_attachments + 1);
   bpf_map__set_max_entries(skeleton->maps.counters, config.max_attachments + 1);
+  bpf_map__set_max_entries(skeleton->maps.dns_budgets, config.max_attachments + 1);
   // Two per attachment: a policy is replaced by writing the new one beside it.
   bpf_map__set_max_entries(skeleton->maps.policies, 2 * config.max_attachments + 2);
   bpf_map__set_max_entries(

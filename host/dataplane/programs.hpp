@@ -60,6 +60,11 @@ enum class Map : std::uint8_t {
   events,
   settings,
   lost_moves,
+  dns_sockets,
+  dns_resolvers,
+  dns_budgets,
+  dns_streams,
+  dns_owners,
   trusted_interfaces,
   guarded_cgroups,
   count

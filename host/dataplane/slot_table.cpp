@@ -49,6 +49,7 @@ void SlotTable::publish(std::uint32_t index, std::uint64_t generation, std::uint
 void SlotTable::set_options(std::uint32_t index, const sluice_slot& options) {
   sluice_slot& slot = slots_[index];
   slot.dhcp4_server_be = options.dhcp4_server_be;
+  slot.resolver = options.resolver;
   std::memcpy(slot.dhcp6_server, options.dhcp6_server, sizeof(slot.dhcp6_server));
   std::memcpy(slot.ethertypes, options.ethertypes, sizeof(slot.ethertypes));
   std::memcpy(slot.vlans, options.vlans, sizeof(slot.vlans));

@@ -120,6 +120,8 @@ Result<KernelAttachment> FakeDataPlane::bring_up(FakeKernel::Slot* existing, Ker
       const std::lock_guard lock(kernel_->learned_mutex);
       kernel_->learned[fresh.scope];
     }
+    fresh.asker_mark = kernel_->next_asker_mark++;
+    fresh.redirectable = !fresh.interface || fresh.interface->side != Side::workload_egress;
     free->live = true;
     free->attachment = std::move(fresh);
     existing = &*free;
@@ -232,6 +234,25 @@ Result<Counters> FakeDataPlane::counters(std::uint32_t slot) {
 
 std::vector<std::uint64_t> FakeDataPlane::reason_counters() {
   return std::vector<std::uint64_t>(SLUICE_REASON_COUNT, 0);
+}
+
+Status FakeDataPlane::serve(std::uint32_t resolver, std::span<const int> sockets) {
+  if (resolver >= SLUICE_RESOLVERS) return fail_with(ENOSPC, "serve: too many resolvers");
+  if (auto status = allowed_to("serve"); !status) return status;
+  kernel_->served[resolver].assign(sockets.begin(), sockets.end());
+  return {};
+}
+
+Status FakeDataPlane::end_serving() {
+  if (auto status = allowed_to("end_serving"); !status) return status;
+  kernel_->served.clear();
+  return {};
+}
+
+Result<DataPlane::Asker> FakeDataPlane::asker_of_stream(int accepted) const {
+  const auto stream = kernel_->streams.find(accepted);
+  if (stream == kernel_->streams.end()) return fail_with(ENOENT, "fd {}: nobody asked", accepted);
+  return stream->second;
 }
 
 Status FakeDataPlane::set_guards(const GuardSettings& guards) {

@@ -43,6 +43,9 @@ struct FakeKernel {
   std::uint32_t next_scope = 1;
   std::uint64_t next_incarnation = 0x9e3779b97f4a7c15ull;
   GuardSettings guards;
+  std::map<std::uint32_t, std::vector<int>> served;  // by resolver: fds
+  std::map<int, DataPlane::Asker> streams;           // by accepted fd: what asker_of_stream() says
+  std::uint32_t next_asker_mark = SLUICE_ASKER_TAG | 1;
 
   [[nodiscard]] Slot* find_interface(std::uint32_t ifindex, std::uint64_t netns_cookie);
   [[nodiscard]] Slot* find_cgroup(std::uint64_t cgroup_id, const std::string& path);
@@ -102,6 +105,9 @@ class FakeDataPlane final : public DataPlane {
   LearnedMap& learned() override { return learned_; }
   Result<Counters> counters(std::uint32_t slot) override;
   std::vector<std::uint64_t> reason_counters() override;
+  Status serve(std::uint32_t resolver, std::span<const int> sockets) override;
+  Status end_serving() override;
+  Result<Asker> asker_of_stream(int accepted) const override;
   Status set_guards(const GuardSettings& guards) override;
   std::vector<int> poll_fds() override { return {}; }
   void poll(const DataPlaneEvents& events) override;

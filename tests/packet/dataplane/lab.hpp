@@ -56,6 +56,7 @@ class Lab {
   [[nodiscard]] bool ping6() const {
     return in_guest("ping -q -c4 -i0.3 -W1 2001:db8::1 >/dev/null 2>&1") == 0;
   }
+  [[nodiscard]] const std::string& name() const { return name_; }  // of the guest's namespace
   [[nodiscard]] static std::uint32_t ifindex(const char* name) { return if_nametoindex(name); }
 
  private:

@@ -20,6 +20,12 @@ inline Layer allow(std::initializer_list<const char*> prefixes, Mode mode = Mode
   return layer;
 }
 
+inline Layer deny(std::initializer_list<const char*> prefixes, Mode mode = Mode::allowlist) {
+  Layer layer = allow(prefixes, mode);
+  for (Rule& rule : layer.rules) rule.action = Action::deny;
+  return layer;
+}
+
 inline CompiledPolicy compiled(const Layer& layer) {
   const LayerInput input{&layer, true};
   return compile(std::span(&input, 1), Floor{}, boot_now()).value();

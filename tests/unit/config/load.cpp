@@ -51,6 +51,7 @@ max_flows = 4096
 heap_kib = 128
 events_per_second = 0
 events_burst = 7
+dns_packets_per_second = 50
 
 [floor]
 deny = ["10.1.0.0/16", "2001:db8::/32"]
@@ -101,7 +102,8 @@ vlans = [7, 4094]
                                   .max_flows = 4096,
                                   .heap_kib = 128,
                                   .events_per_second = 0,
-                                  .events_burst = 7});
+                                  .events_burst = 7,
+                                  .dns_packets_per_second = 50});
   REQUIRE(config.floor.deny.size() == 2);
   CHECK(config.floor.deny[1].text() == "2001:db8::/32");
   CHECK(config.guard.uplinks == std::vector<std::string>{"eth0", "eth0.7"});
@@ -169,7 +171,7 @@ TEST_CASE("each fault is named with line and column") {
                {"2:1: [host]: unknown key \"log_levle\"; did you mean \"log_level\"?"}},
            Row{"[host]\n\"with blank\" = 1\n",
                {"2:1: [host]: unknown key \"with blank\"; known "
-                "here: bpffs, events_burst, events_per_second"}},
+                "here: bpffs, dns_packets_per_second, events_burst"}},
            Row{"[host]\nlog_level = \"inof\"\n",
                {"2:13: log_level is \"inof\"; it takes one of trace, debug, info, warning, error; "
                 "did you mean \"info\"?"}},

@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Whose packet is a query for the resolver, and may it send one more. A flood is dropped here, at
+ * its own attachment and before anything is looked up, so that it cannot fill the socket that all
+ * share.
+ */
+#pragma once
+
+#include "kernel.h"
+
+/* Not a fragment: its port 53 may be a lie that another fragment overwrites. */
+static __always_inline int sluice_is_query(__u64 word, const struct sluice_facts* facts) {
+  __u32 mode = sluice_word_mode(word);
+  return facts->destination_port == SLUICE_DNS_PORT &&
+         sluice_word_flags(word) & SLUICE_FLAG_REDIRECT_DNS &&
+         (mode == SLUICE_MODE_ALLOWLIST || mode == SLUICE_MODE_DENYLIST) &&
+         (facts->flags & (SLUICE_FACT_PORTS | SLUICE_FACT_FRAGMENT)) == SLUICE_FACT_PORTS &&
+         (facts->protocol == SLUICE_IPPROTO_UDP || facts->protocol == SLUICE_IPPROTO_TCP);
+}
+
+/* Towards a workload whose queries are redirected: an answer to one, and no connection from
+ * outside. */
+static __always_inline int sluice_is_answer(__u64 word, const struct sluice_facts* facts) {
+  __u32 mode = sluice_word_mode(word);
+  return facts->source_port == SLUICE_DNS_PORT && facts->flags & SLUICE_FACT_PORTS &&
+         sluice_word_flags(word) & SLUICE_FLAG_REDIRECT_DNS &&
+         (mode == SLUICE_MODE_ALLOWLIST || mode == SLUICE_MODE_DENYLIST) &&
+         (facts->protocol == SLUICE_IPPROTO_UDP || facts->protocol == SLUICE_IPPROTO_TCP);
+}
+
+#define SLUICE_SECOND 1000000000ull
+
+static __always_inline int sluice_take_dns_token(__u32 index) {
+  __u32 zero = 0;
+  const struct sluice_settings* host = bpf_map_lookup_elem(&settings, &zero);
+  struct sluice_dns_budget* budget = bpf_map_lookup_elem(&dns_budgets, &index);
+  if (!host || !budget || !host->dns_packets_per_second) return 0;
+  __u64 now = sluice_now_roughly(), elapsed = now - budget->refilled;
+  if (elapsed > 64 * SLUICE_SECOND) {
+    budget->tokens = host->dns_burst;
+    budget->refilled = now;
+  } else if (elapsed) {
+    __u64 tokens = elapsed * host->dns_packets_per_second / SLUICE_SECOND;
+    /* What is not a whole token yet stays in the bucket's clock. */
+    budget->refilled += tokens * SLUICE_SECOND / host->dns_packets_per_second;
+    tokens += budget->tokens;
+    budget->tokens = tokens > host->dns_burst ? host->dns_burst : (__u32)tokens;
+  }
+  if (budget->tokens == 0) return 0;
+  budget->tokens--;
+  return 1;
+}

@@ -1,0 +1,253 @@
+// For tests of the DNS redirection: a host with an uplink, guests, and a resolver in this process.
+#pragma once
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <array>
+#include <atomic>
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/fd.hpp"
+#include "packet/dataplane/lab.hpp"
+#include "packet/dataplane/policies.hpp"
+
+namespace sluice::test {
+
+// The gateway, a server that exists for nobody, the metadata service, and the same in IPv6.
+inline constexpr const char* kServers[] = {"192.0.2.1", "8.8.8.8", "169.254.169.254", "2001:db8::1",
+                                           "2001:4860::8888"};
+
+inline std::string output_of(const std::string& command) {
+  std::string text;
+  FILE* pipe = popen(command.c_str(), "r");
+  REQUIRE(pipe != nullptr);
+  std::array<char, 256> buffer{};
+  while (fgets(buffer.data(), buffer.size(), pipe) != nullptr) text += buffer.data();
+  pclose(pipe);
+  while (text.ends_with('\n')) text.pop_back();
+  return text;
+}
+
+// Asks as a client would and says what came back, or the error.
+inline constexpr const char* kClient = R"PY(
+import socket, sys
+protocol, server, source = sys.argv[1], sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else ""
+family = socket.AF_INET6 if ":" in server else socket.AF_INET
+try:
+    s = socket.socket(family, socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM)
+    s.settimeout(1)
+    if source: s.bind((source, 0))
+    if protocol == "udp":
+        s.sendto(b"who am I", (server, 53))
+        answer, peer = s.recvfrom(500)
+        assert peer[:2] == (server, 53), peer
+    else:
+        s.connect((server, 53)); s.sendall(b"who am I"); answer = s.recv(500)
+    print(answer.decode())
+except Exception as e: print(type(e).__name__, e)
+)PY";
+
+inline AttachmentOptions redirected(std::uint32_t resolver = 0) {
+  AttachmentOptions options;
+  options.redirect_dns = true;
+  options.resolver = resolver;
+  return options;
+}
+
+class DnsLab : public Lab {
+ public:
+  DnsLab() {
+    run("ip link add up0 type veth peer name up1; ip link set up1 up; ip link set up0 up; ip addr "
+        "add 198.51.100.1/24 dev up0; "
+        "ip addr add 2001:db8:1::1/64 dev up0 nodad; ip route add default dev up0; "
+        "ip -6 route add default dev up0; sysctl -qw net.ipv4.ip_forward=1 "
+        "net.ipv6.conf.all.forwarding=1");
+    // Without neighbours nothing would be sent there.
+    for (const char* server : kServers)
+      run(fmt::format("ip neigh replace {} lladdr 02:00:00:00:00:01 dev up0", server));
+    run("ip route replace default via 198.51.100.2 dev up0; ip neigh replace 198.51.100.2 lladdr "
+        "02:00:00:00:00:01 dev up0; nft add table netdev sluice; nft add chain netdev sluice out "
+        "'{ type filter hook egress device up0 priority 0; }'; nft add rule netdev sluice out th "
+        "dport 53 counter");
+    in_guest("ip route add default via 192.0.2.1; ip -6 route add default via 2001:db8::1");
+  }
+
+  static KernelAttachment attach(KernelDataPlane& plane, const char* device) {
+    auto attached =
+        plane.attach(InterfaceTarget{.name = device, .ifindex = ifindex(device)}, nullptr);
+    REQUIRE_MESSAGE(attached, attached.error().message);
+    return *attached;
+  }
+  static void publish(KernelDataPlane& plane, std::uint32_t slot, const AttachmentOptions& options,
+                      Mode mode = Mode::allowlist) {
+    const auto policy = compiled(deny({"8.8.8.0/24", "2001:4860::/32"}));
+    REQUIRE(plane.publish({.slot = slot, .mode = mode, .options = options, .policy = &policy}));
+  }
+
+  [[nodiscard]] std::string ask(const std::string& protocol, const std::string& server,
+                                const std::string& source = "") const {
+    return output_of(fmt::format("nsenter --net=/run/netns/{} python3 -c '{}' {} {} {}", name(),
+                                 kClient, protocol, server, source));
+  }
+  // Packets to port 53 that left by the way out.
+  [[nodiscard]] std::uint64_t sent_by_uplink() const {
+    return std::stoull(
+        output_of("nft list table netdev sluice | sed -n \"s/.*packets \\([0-9]*\\).*/\\1/p\""));
+  }
+};
+
+inline std::string answer_to(const KernelAttachment& asker, const std::string& server) {
+  return fmt::format("{:08x} asked {}", asker.asker_mark, server);
+}
+
+// The sockets of one worker, and a thread that answers.
+class Resolver {
+ public:
+  explicit Resolver(KernelDataPlane& plane, std::uint32_t index = 0, int host = 1) : plane_(plane) {
+    for (const int family : {AF_INET, AF_INET6})
+      for (const int type : {SOCK_DGRAM, SOCK_STREAM}) sockets_.push_back(open(family, type, host));
+    std::vector<int> fds;
+    for (const Fd& socket : sockets_) fds.push_back(socket.get());
+    const auto served = plane.serve(index, fds);
+    REQUIRE_MESSAGE(served, served.error().message);
+    thread_ = std::jthread([this](const std::stop_token& stop) { work(stop); });
+  }
+  ~Resolver() {
+    thread_.request_stop();
+    thread_.join();
+  }
+  Resolver(const Resolver&) = delete;
+  Resolver& operator=(const Resolver&) = delete;
+
+  static Fd open(int family, int type, int host) {
+    const int on = 1;
+    Fd fd(socket(family, type | SOCK_CLOEXEC, 0));
+    const int level = family == AF_INET ? SOL_IP : SOL_IPV6;
+    REQUIRE(setsockopt(fd.get(), level, family == AF_INET ? IP_TRANSPARENT : IPV6_TRANSPARENT, &on,
+                       sizeof(on)) == 0);
+    if (family == AF_INET6) setsockopt(fd.get(), SOL_IPV6, IPV6_V6ONLY, &on, sizeof(on));
+    if (type == SOCK_STREAM) {
+      setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+    } else {
+      setsockopt(fd.get(), SOL_SOCKET, 75 /* SO_RCVMARK */, &on, sizeof(on));
+      setsockopt(fd.get(), level,
+                 family == AF_INET ? IP_RECVORIGDSTADDR : 74 /* IPV6_RECVORIGDSTADDR */, &on,
+                 sizeof(on));
+      setsockopt(fd.get(), level, family == AF_INET ? IP_PKTINFO : IPV6_RECVPKTINFO, &on,
+                 sizeof(on));
+    }
+    sockaddr_in6 at{};
+    if (family == AF_INET) {
+      auto& at4 = reinterpret_cast<sockaddr_in&>(at);
+      at4.sin_family = AF_INET;
+      at4.sin_port = htons(53);
+      at4.sin_addr.s_addr = htonl(SLUICE_RESOLVER_NET4 | static_cast<std::uint32_t>(host));
+    } else {
+      at.sin6_family = AF_INET6;
+      at.sin6_port = htons(53);
+      inet_pton(AF_INET6, fmt::format("fd53:6c75:6963:65::{:x}", host).c_str(), &at.sin6_addr);
+    }
+    REQUIRE_MESSAGE(bind(fd.get(), reinterpret_cast<sockaddr*>(&at),
+                         family == AF_INET ? sizeof(sockaddr_in) : sizeof(at)) == 0,
+                    strerror(errno));
+    if (type == SOCK_STREAM) REQUIRE(listen(fd.get(), 16) == 0);
+    return fd;
+  }
+
+ private:
+  void work(const std::stop_token& stop) {
+    while (!stop.stop_requested()) {
+      std::array<pollfd, 4> ready{};
+      for (std::size_t i = 0; i < 4; ++i) ready[i] = {sockets_[i].get(), POLLIN, 0};
+      if (poll(ready.data(), 4, 20) <= 0) continue;
+      for (std::size_t i = 0; i < 4; ++i)
+        if (ready[i].revents & POLLIN) i % 2 == 0 ? datagram(ready[i].fd) : stream(ready[i].fd);
+    }
+  }
+
+  static std::string text(int family, const void* address) {
+    char buffer[INET6_ADDRSTRLEN];
+    inet_ntop(family, address, buffer, sizeof(buffer));
+    return buffer;
+  }
+
+  static void datagram(int fd) {
+    char data[512], control[256];
+    sockaddr_storage peer{};
+    iovec vector{data, sizeof(data)};
+    msghdr message{};
+    message.msg_name = &peer;
+    message.msg_namelen = sizeof(peer);
+    message.msg_iov = &vector;
+    message.msg_iovlen = 1;
+    message.msg_control = control;
+    message.msg_controllen = sizeof(control);
+    if (recvmsg(fd, &message, 0) < 0) return;
+    std::uint32_t mark = 0;
+    std::string asked;
+    in_pktinfo info4{};
+    in6_pktinfo info6{};
+    for (cmsghdr* at = CMSG_FIRSTHDR(&message); at != nullptr; at = CMSG_NXTHDR(&message, at)) {
+      if (at->cmsg_level == SOL_SOCKET && at->cmsg_type == SO_MARK)
+        std::memcpy(&mark, CMSG_DATA(at), 4);
+      if (at->cmsg_level == SOL_IP && at->cmsg_type == IP_PKTINFO)
+        std::memcpy(&info4, CMSG_DATA(at), sizeof(info4));
+      if (at->cmsg_level == SOL_IPV6 && at->cmsg_type == IPV6_PKTINFO)
+        std::memcpy(&info6, CMSG_DATA(at), sizeof(info6));
+      if (at->cmsg_level == SOL_IP && at->cmsg_type == IP_ORIGDSTADDR) {
+        std::memcpy(&info4.ipi_spec_dst, CMSG_DATA(at) + 4, 4);
+        asked = text(AF_INET, &info4.ipi_spec_dst);
+      }
+      if (at->cmsg_level == SOL_IPV6 && at->cmsg_type == 74) {
+        std::memcpy(&info6.ipi6_addr, CMSG_DATA(at) + 8, 16);
+        asked = text(AF_INET6, &info6.ipi6_addr);
+      }
+    }
+    const std::string answer = fmt::format("{:08x} asked {}", mark, asked);
+    vector = {const_cast<char*>(answer.data()), answer.size()};
+    message.msg_controllen =
+        peer.ss_family == AF_INET ? CMSG_SPACE(sizeof(info4)) : CMSG_SPACE(sizeof(info6));
+    cmsghdr* at = CMSG_FIRSTHDR(&message);
+    if (peer.ss_family == AF_INET) {
+      if (info4.ipi_ifindex == 1) info4.ipi_ifindex = 0;
+      *at = {CMSG_LEN(sizeof(info4)), SOL_IP, IP_PKTINFO};
+      std::memcpy(CMSG_DATA(at), &info4, sizeof(info4));
+    } else {
+      if (info6.ipi6_ifindex == 1) info6.ipi6_ifindex = 0;
+      *at = {CMSG_LEN(sizeof(info6)), SOL_IPV6, IPV6_PKTINFO};
+      std::memcpy(CMSG_DATA(at), &info6, sizeof(info6));
+    }
+    if (sendmsg(fd, &message, 0) < 0) perror("answer");
+  }
+
+  void stream(int listener) const {
+    const Fd fd(accept4(listener, nullptr, nullptr, SOCK_CLOEXEC));
+    if (!fd) return;
+    const auto asker = plane_.asker_of_stream(fd.get());
+    std::string answer = asker ? "" : asker.error().message;
+    if (asker) {
+      const bool mapped = asker->asked[10] == 0xff && asker->asked[0] == 0;
+      answer = fmt::format(
+          "{:08x} asked {}", asker->mark,
+          mapped ? text(AF_INET, &asker->asked[12]) : text(AF_INET6, asker->asked.data()));
+    }
+    char data[64];
+    pollfd ready{fd.get(), POLLIN, 0};
+    if (poll(&ready, 1, 1000) == 1 && recv(fd.get(), data, sizeof(data), 0) > 0)
+      send(fd.get(), answer.data(), answer.size(), MSG_NOSIGNAL);
+  }
+
+  KernelDataPlane& plane_;
+  std::vector<Fd> sockets_;
+  std::jthread thread_;
+};
+
+}  // namespace sluice::test
