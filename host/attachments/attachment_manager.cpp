@@ -121,6 +121,13 @@ struct AttachmentManager::Instance {
   BootTime running_since;
   std::uint32_t run = 0;  // counts its starts; an attachment remembers the one that claimed it
   bool listed = false;
+  std::optional<std::uint32_t> resolver;  // its number in the data plane, once it has one
+  bool served = false;                    // sockets, at any time
+
+  // Until it runs it may yet serve: what it would be asked is dropped, and goes nowhere else.
+  [[nodiscard]] bool takes_port_53() const {
+    return roles.resolver && (served || state != InstanceState::running);
+  }
 };
 
 struct AttachmentManager::Attachment {
@@ -143,7 +150,10 @@ struct AttachmentManager::Attachment {
   Mode mode = Mode::block_all;
   bool audit = false, replies = false;
   WirePtr options_of;  // whose other options are in force; null: those it was found with
-  ImagePtr image;      // null: the policy it was found with
+  std::optional<std::uint32_t> resolver;  // where its port 53 goes
+  std::uint32_t asker_mark = 0;
+  bool redirectable = false;
+  ImagePtr image;  // null: the policy it was found with
   std::array<std::uint64_t, 2> digest{};
 
   // While the kernel has a policy of a former daemon, the rules at hand are the better guess at
@@ -158,9 +168,12 @@ struct AttachmentManager::Composed {
   bool audit = false, replies = false;
   WirePtr wire;
   ImagePtr image;
+  std::optional<std::uint32_t> resolver;
 
   [[nodiscard]] AttachmentOptions options() const {
     auto options = wire->options;
+    options.redirect_dns = resolver.has_value();
+    options.resolver = resolver.value_or(0);
     options.audit = audit;
     options.replies = replies;
     return options;
@@ -176,7 +189,7 @@ struct AttachmentManager::Change {
   Composed next{};
   // After the commit: who is to be told.
   bool domains_changed = false, mode_changed = false;  // mode or audit
-  std::size_t source = kNoSource;  // whose layer is new, where there is one
+  std::size_t source = kNoSource;                      // whose layer is new, where there is one
 
   [[nodiscard]] static Change of(Attachment& attachment, WirePtr wire,
                                  std::vector<LayerPtr> layers) {
@@ -250,6 +263,8 @@ AttachmentManager::Attachment& AttachmentManager::insert(const KernelAttachment&
   attachment.generation = kernel.generation;
   attachment.mode = kernel.mode;
   attachment.digest = kernel.policy_digest;
+  attachment.asker_mark = kernel.asker_mark;
+  attachment.redirectable = kernel.redirectable;
   if (by_slot_.size() <= kernel.slot) by_slot_.resize(kernel.slot + 1);
   by_slot_[kernel.slot] = &attachment;
   attachments_[attachment.id.value] = std::move(owned);
@@ -280,6 +295,7 @@ void AttachmentManager::erase(Attachment& attachment, const std::string& reason)
     }
   }
   if (by_slot_[attachment.slot] == &attachment) by_slot_[attachment.slot] = nullptr;
+  askers_.erase(attachment.asker_mark);
   attachments_.erase(attachment.id.value);
 }
 
@@ -293,7 +309,7 @@ AttachmentInfo AttachmentManager::info_of(const Attachment& attachment) const {
           .discovered_by = attachment.discovered_by,
           .state = attachment.claimed ? "filtering" : "adopted",
           .audit = attachment.audit,
-          .redirected = false,
+          .redirected = attachment.resolver.has_value() && attachment.redirectable,
           .sources = {attachment.wire, attachment.wire ? &attachment.wire->sources : nullptr}};
 }
 
@@ -344,7 +360,8 @@ Result<AttachmentManager::Composed> AttachmentManager::compose(const Wiring& wir
                     .audit = wire->options.audit,
                     .replies = wire->options.replies,
                     .wire = wire,
-                    .image = nullptr};
+                    .image = nullptr,
+                    .resolver = std::nullopt};
   std::optional<Mode> mode;
   std::optional<bool> audit, replies;
   std::vector<LayerUse> uses;
@@ -369,6 +386,7 @@ Result<AttachmentManager::Composed> AttachmentManager::compose(const Wiring& wir
     return std::unexpected(std::move(error));
   }
   composed.image = std::move(*image);
+  if (const auto* resolver = resolver_of(wire)) composed.resolver = resolver_index(*resolver);
   return composed;
 }
 
@@ -423,6 +441,7 @@ Status AttachmentManager::publish(Attachment& attachment, const Composed& next, 
   attachment.audit = next.audit;
   attachment.replies = next.replies;
   attachment.options_of = next.wire;
+  attachment.resolver = next.resolver;
   attachment.digest = next.image->digest();
   attachment.image = next.image;
   if (const auto expiry = next.image->compiled.next_expiry; !expiry.never()) {
@@ -437,7 +456,7 @@ namespace {
 template <typename Attachment, typename Composed>
 bool in_force(const Attachment& attachment, const Composed& next) {
   return attachment.image && attachment.mode == next.mode && attachment.audit == next.audit &&
-         attachment.replies == next.replies &&
+         attachment.replies == next.replies && attachment.resolver == next.resolver &&
          (attachment.image == next.image || attachment.digest == next.image->digest()) &&
          (attachment.options_of == next.wire ||
           attachment.options_of->options == next.wire->options);
@@ -486,12 +505,12 @@ Status AttachmentManager::transact(const Wiring& wiring, std::vector<Change>& ch
     auto& change = changes[index];
     auto& attachment = *change.attachment;
     if (change.hold || in_force(attachment, change.next)) continue;
-    Composed before{attachment.mode, attachment.audit, attachment.replies, attachment.options_of,
-                    attachment.image};
+    Composed before{attachment.mode,       attachment.audit, attachment.replies,
+                    attachment.options_of, attachment.image, attachment.resolver};
     auto status = publish(attachment, change.next, tightens(attachment, change.next, now));
     if (status) {
-      change.mode_changed =
-          before.mode != change.next.mode || before.audit != change.next.audit;
+      change.mode_changed = before.mode != change.next.mode || before.audit != change.next.audit ||
+                            before.resolver != change.next.resolver;
       if (before.image) undo.emplace_back(&attachment, std::move(before));
       continue;
     }
@@ -511,6 +530,7 @@ Status AttachmentManager::transact(const Wiring& wiring, std::vector<Change>& ch
     auto& attachment = *change.attachment;
     attachment.wire = std::move(change.wire);
     attachment.layers = std::move(change.layers);
+    note_asker(attachment);
     if (attachment.held && !change.hold) {
       attachment.held = false;
       held_ -= 1;
@@ -565,6 +585,8 @@ void AttachmentManager::sever(Attachment& attachment) {
       .options = attachment.options_of ? attachment.options_of->options : attachment.wire->options,
       .policy = nullptr,
       .tightening = true};
+  request.options.redirect_dns = attachment.resolver.has_value();
+  request.options.resolver = attachment.resolver.value_or(0);
   request.options.audit = attachment.audit;
   request.options.replies = attachment.replies;
   if (auto generation = plane_.publish(request)) {
@@ -710,12 +732,14 @@ Result<AttachmentId> AttachmentManager::attach(const std::string& instance, cons
     attachment.audit = composed->audit;
     attachment.replies = composed->replies;
     attachment.options_of = wire;
+    attachment.resolver = composed->resolver;
     attachment.image = composed->image;
     attachment.digest = composed->image->digest();
   }
   attachment.composed = composed->image;
   attachment.domains = cache_.domain_rules({}, now);
   settle_learned(attachment);
+  note_asker(attachment);
   warn_unwired(attachment);
   tell_rewired(attachment, nullptr, false, true);
   return attachment.id;
@@ -840,11 +864,13 @@ void AttachmentManager::instance(const std::string& name, InstanceRoles roles,
     wake_at(after(known.running_since, timing_.listing));
   }
   known.state = state;
+  redirections_stale_ |= roles.resolver;
   wake_at(clock_());
 }
 
 void AttachmentManager::forget_instance(const std::string& name) {
   instances_.erase(name);
+  redirections_stale_ = true;
   for (auto& [id, attachment] : attachments_) {
     if (!attachment->claimed || attachment->discovered_by != name) continue;
     attachment->claimed = false;
@@ -855,7 +881,101 @@ void AttachmentManager::forget_instance(const std::string& name) {
 
 void AttachmentManager::started() {
   started_ = true;
+  redirections_stale_ = true;
   wake_at(clock_());
+}
+
+// ---- resolvers ----------------------------------------------------------------------------------
+
+// The first of the wire's sources that takes port 53.
+const std::string* AttachmentManager::resolver_of(const WirePtr& wire) const {
+  for (const auto& source : wire->sources) {
+    const auto found = instances_.find(source);
+    if (found != instances_.end() && found->second.takes_port_53()) return &found->first;
+  }
+  return nullptr;
+}
+
+// Its number in the data plane, a fresh one where it has none. Nothing: all are taken; then its
+// port 53 is judged as any other.
+std::optional<std::uint32_t> AttachmentManager::resolver_index(const std::string& instance) {
+  auto& known = instances_[instance];
+  for (std::uint32_t index = 0; index < SLUICE_RESOLVERS && !known.resolver; ++index) {
+    const bool taken = std::ranges::any_of(
+        instances_, [&](const auto& entry) { return entry.second.resolver == index; });
+    if (!taken) known.resolver = index;
+  }
+  return known.resolver;
+}
+
+void AttachmentManager::note_asker(const Attachment& attachment) {
+  const auto* resolver = resolver_of(attachment.wire);
+  if (resolver != nullptr && attachment.asker_mark != 0) {
+    askers_.put(attachment.asker_mark, attachment.id, *resolver);
+  } else {
+    askers_.erase(attachment.asker_mark);
+  }
+}
+
+Status AttachmentManager::serve(const std::string& instance, std::span<const int> sockets) {
+  auto& known = instances_[instance];
+  const auto index = resolver_index(instance);
+  if (!index) {
+    return fail_with(ENOSPC, "{}: {} resolvers serve already, and there is room for no more",
+                     instance, SLUICE_RESOLVERS);
+  }
+  if (auto served = plane_.serve(*index, sockets); !served) {
+    return fail_with(served.error().code, "{}: {}", instance, served.error().message);
+  }
+  known.roles.resolver = true;
+  known.served |= !sockets.empty();
+  redirect_anew();
+  return {};
+}
+
+// Publishes what differs from who takes port 53 now, and tells.
+void AttachmentManager::redirect_anew() {
+  redirections_stale_ = false;
+  for (auto& [id, attachment] : attachments_) {
+    if (!attachment->wire) continue;
+    note_asker(*attachment);
+    const auto* resolver = resolver_of(attachment->wire);
+    const auto index = resolver != nullptr ? resolver_index(*resolver) : std::nullopt;
+    if (attachment->held || attachment->resolver == index) continue;
+    std::vector<Change> changes;
+    changes.push_back(Change::of(*attachment, attachment->wire, attachment->layers));
+    if (auto status = transact(wiring_, changes); !status) {
+      spdlog::error("{}; its port 53 goes where it went, trying again", status.error().message);
+      redirections_stale_ = true;
+      wake_at(after(clock_(), timing_.hold));
+      continue;
+    }
+    tell_policy(changes.front(), {});
+  }
+}
+
+// No configured instance takes port 53: the host's routes for that go.
+void AttachmentManager::end_serving_unless_needed() {
+  if (!started_) return;
+  const bool needed = std::ranges::any_of(
+      instances_, [](const auto& entry) { return entry.second.takes_port_53(); });
+  if (needed == std::exchange(resolvers_needed_, needed) || needed) return;
+  if (auto ended = plane_.end_serving(); !ended) spdlog::warn("{}", ended.error().message);
+}
+
+Result<AttachmentId> AttachmentManager::asker_of_mark(const std::string& instance,
+                                                      std::uint32_t mark) {
+  if (const auto id = askers_.find(mark, instance)) return *id;
+  return std::unexpected(Error{.message = {}, .code = ENOENT});
+}
+
+Result<StreamAsker> AttachmentManager::asker_of_stream(const std::string& instance, int accepted) {
+  const auto asker = plane_.asker_of_stream(accepted);
+  if (!asker) return std::unexpected(asker.error());
+  const auto id = askers_.find(asker->mark, instance);
+  if (!id) return fail_with(ENOENT, "fd {}: its asker is detached", accepted);
+  return StreamAsker{.attachment = *id,
+                     .asked = {.address = asker->asked, .port = SLUICE_DNS_PORT}};
 }
 
 // ---- policy -------------------------------------------------------------------------------------
@@ -1080,6 +1200,10 @@ void AttachmentManager::turn() {
   const auto now = clock_();
   if (!due(wake_, now)) return;
   wake_ = {};
+  if (redirections_stale_) {
+    redirect_anew();
+    end_serving_unless_needed();
+  }
   end_holds(now);
   drop_unclaimed(now);
   expire(now);

@@ -26,6 +26,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "attachments/asker_table.hpp"
 #include "attachments/core.hpp"
 #include "attachments/learned_addresses.hpp"
 #include "attachments/policy_cache.hpp"
@@ -51,6 +52,7 @@ struct InstanceRoles {
   bool discovery = false;
   bool policy_source = false;
   bool decider = false;
+  bool resolver = false;
 };
 
 class AttachmentManager final : public Core {
@@ -108,6 +110,9 @@ class AttachmentManager final : public Core {
                 std::span<const Address> addresses) override {
     return learned_.revoke(instance, id, addresses);
   }
+  Status serve(const std::string& instance, std::span<const int> sockets) override;
+  Result<AttachmentId> asker_of_mark(const std::string& instance, std::uint32_t mark) override;
+  Result<StreamAsker> asker_of_stream(const std::string& instance, int accepted) override;
   Result<Counters> counters(AttachmentId id) override;
   std::vector<AttachmentInfo> list() override;
   std::vector<AttachmentInfo> attachments_of(const std::string& instance) override;
@@ -157,6 +162,11 @@ class AttachmentManager final : public Core {
   void sever(Attachment& attachment);
   void tell_domain_rules(const Attachment& attachment);
   [[nodiscard]] std::uint32_t run_of(const std::string& instance) const;
+  [[nodiscard]] const std::string* resolver_of(const WirePtr& wire) const;
+  [[nodiscard]] std::optional<std::uint32_t> resolver_index(const std::string& instance);
+  void note_asker(const Attachment& attachment);
+  void redirect_anew();
+  void end_serving_unless_needed();
   [[nodiscard]] Result<Applied> change_layer(const std::string& instance, AttachmentId id,
                                              std::optional<Layer> layer);
 
@@ -186,12 +196,15 @@ class AttachmentManager final : public Core {
 
   std::unordered_map<std::uint64_t, std::unique_ptr<Attachment>> attachments_;  // by id
   std::vector<Attachment*> by_slot_;
+  AskerTable askers_;
   std::unordered_multimap<std::uint64_t, Attachment*> by_target_;  // by ifindex or cgroup id
   std::map<std::string, Instance, std::less<>> instances_;
   std::set<std::string, std::less<>> warned_unwired_;  // discoveries
   std::vector<std::pair<std::uint32_t, std::string>> gone_;
   std::vector<Denial> denials_;
   bool started_ = false;
+  bool redirections_stale_ = false;  // which resolvers serve has changed
+  bool resolvers_needed_ = true;     // routes of an earlier life may be there
   std::size_t unclaimed_ = 0, held_ = 0;
   std::uint64_t publishes_ = 0;
   BootTime wake_;  // the earliest deadline; never: none

@@ -40,7 +40,8 @@ InstanceState state_of(PluginPhase phase) {
 InstanceRoles roles_of(std::uint32_t roles) {
   return {.discovery = (roles & SLUICE_ROLE_DISCOVERY) != 0,
           .policy_source = (roles & SLUICE_ROLE_POLICY_SOURCE) != 0,
-          .decider = (roles & SLUICE_ROLE_DECIDER) != 0};
+          .decider = (roles & SLUICE_ROLE_DECIDER) != 0,
+          .resolver = (roles & SLUICE_ROLE_RESOLVER) != 0};
 }
 
 // Settings of [host] that only a start reads; the names of those that differ.
