@@ -156,3 +156,54 @@ def nft(namespace, text):
         yield
     finally:
         namespace.run("nft", "flush", "ruleset")
+
+
+class Unbound(Server):
+    """A forwarder with a cache; one thread, as its peers."""
+
+    def __init__(self, namespace, folder, address, upstream, name="unbound"):
+        super().__init__(namespace, folder, name)
+        text = f"""server:
+  interface: {address}
+  access-control: 0.0.0.0/0 allow
+  do-daemonize: no
+  username: ""
+  chroot: ""
+  directory: "{self.folder}"
+  pidfile: ""
+  use-syslog: no
+  logfile: ""
+  num-threads: 1
+  so-rcvbuf: 4m
+  outgoing-range: 4096
+  num-queries-per-thread: 4096
+  msg-cache-size: 32m
+  rrset-cache-size: 64m
+  module-config: "iterator"
+  minimal-responses: yes
+  do-not-query-localhost: no
+  local-zone: "18.198.in-addr.arpa." nodefault
+remote-control:
+  control-enable: no
+forward-zone:
+  name: "."
+  forward-addr: {upstream}
+"""
+        self.launch([shutil.which("unbound") or "/usr/sbin/unbound", "-d", "-c", self.write("unbound.conf", text)])
+        self.wait(lambda: answers(namespace, address), "unbound's first answer")
+
+
+class Dnsdist(Server):
+    """A load balancer with a packet cache."""
+
+    def __init__(self, namespace, folder, address, upstream, name="dnsdist"):
+        super().__init__(namespace, folder, name)
+        text = f"""setLocal("{address}:53")
+setACL({{"0.0.0.0/0", "::/0"}})
+newServer({{address="{upstream}:53", healthCheckMode="up"}})
+setMaxUDPOutstanding(65535)
+cache = newPacketCache(100000, {{maxTTL=86400, minTTL=0}})
+getPool(""):setCache(cache)
+"""
+        self.launch([shutil.which("dnsdist") or "/usr/bin/dnsdist", "--supervised", "--disable-syslog", "-C", self.write("dnsdist.conf", text)])
+        self.wait(lambda: answers(namespace, address), "dnsdist's first answer")
