@@ -4,7 +4,7 @@
 #
 #   sudo ./tests/bench/run.sh            everything, about six minutes
 #   sudo ./tests/bench/run.sh --quick    smaller sets and fewer rounds, about one and a half
-#   sudo ./tests/bench/run.sh [--quick] SECTION...   only these: policy, program, filter, calls, publish, attach
+#   sudo ./tests/bench/run.sh [--quick] SECTION...   only these: policy, program, filter, calls, publish, attach, dns
 #
 # A missed budget is marked OVER; the exit code says only whether everything could be measured. docs/benchmarks.md says how
 # each figure is taken.
@@ -15,7 +15,7 @@ sections=()
 for argument in "$@"; do
   case "$argument" in
     --quick) quick=(--quick) ;;
-    policy | program | filter | calls | publish | attach) sections+=("$argument") ;;
+    policy | program | filter | calls | publish | attach | dns) sections+=("$argument") ;;
     *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
   esac
 done
@@ -26,7 +26,7 @@ if [ "$(id -u)" != 0 ]; then
 fi
 cd "$(dirname "$(readlink -f "$0")")/../.."
 
-tools/install-dependencies.sh
+tools/install-dependencies.sh bench
 if ! command -v iptables-legacy >/dev/null; then # only ipset's benchmark takes it
   DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends iptables >/dev/null 2>&1 ||
     echo "tests/bench/run.sh: iptables could not be installed; ipset is left out of the table" >&2
@@ -43,9 +43,14 @@ cmake --build "$build" --target bench_dataplane bench_policy | tail -n 1
 
 kernel_sections=()
 policy=0
-[ ${#sections[@]} -gt 0 ] || policy=1
+dns=0
+[ ${#sections[@]} -gt 0 ] || policy=1 dns=1
 for section in "${sections[@]}"; do
-  if [ "$section" = policy ]; then policy=1; else kernel_sections+=("$section"); fi
+  case "$section" in
+    policy) policy=1 ;;
+    dns) dns=1 ;;
+    *) kernel_sections+=("$section") ;;
+  esac
 done
 if [ ${#sections[@]} -eq 0 ] || [ ${#kernel_sections[@]} -gt 0 ]; then
   "$build/tests/bench/dataplane/bench_dataplane" "${quick[@]}" "${kernel_sections[@]}"
@@ -53,4 +58,9 @@ fi
 if [ "$policy" = 1 ]; then
   echo
   "$build/tests/bench/policy/bench_policy" ${quick:+compile}
+fi
+if [ "$dns" = 1 ]; then
+  echo
+  cmake --build "$build" --target sluiced interfaces static_policy dns | tail -n 1
+  SLUICE_BUILD_DIR=$PWD/$build PYTHONDONTWRITEBYTECODE=1 python3 tests/bench/dns/dns.py "${quick[@]}"
 fi
