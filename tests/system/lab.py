@@ -15,6 +15,7 @@ import ctypes
 import errno
 import fcntl
 import glob
+import ipaddress
 import json
 import mmap
 import os
@@ -714,6 +715,18 @@ max_attachments = {max_attachments}
             if ifindex is not None and slot["ifindex"] == ifindex or cgroup_id is not None and slot["cgroup_id"] == cgroup_id:
                 return slot
         return None
+
+    def learned(self, ifindex):
+        """Addresses that names have opened for an interface, as the kernel has them: {text: value as in bpf/layout.h}."""
+        scope = self.slot_of(ifindex=ifindex)["scope"]
+        path = glob.glob(f"{self.pins}/**/learned", recursive=True)[0]
+        found = {}
+        for entry in json.loads(run("bpftool", "-j", "map", "dump", "pinned", path)):
+            key, value = (entry["formatted"][part] if "formatted" in entry else entry[part] for part in ("key", "value"))
+            if key["scope"] == scope:
+                address = ipaddress.IPv6Address(bytes(key["address"]))
+                found[str(address.ipv4_mapped or address)] = value
+        return found
 
     def program_tags(self):
         """What runs at each pinned link, as the kernel names it by its instructions: {"1-from": tag, ...}."""
