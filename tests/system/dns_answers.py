@@ -3,6 +3,7 @@ then holds for the workload that asked. The upstream is scripted, so it may lie 
 """
 
 import ipaddress
+import socket
 import struct
 import time
 
@@ -251,7 +252,6 @@ def test_a_grant_is_the_askers_alone(lab):
     sibling.ip("addr", "add", f"{GUEST4}/32", "dev", "lo")
     lab.script.script["forged.names.example"] = lambda q: records("forged.names.example 60 A 198.51.100.51")
     query = dns.message.make_query("forged.names.example.", "A").to_wire()
-    import socket
     with sibling.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.bind((GUEST4, 0))
         client.sendto(query, (SERVER, 53))
@@ -278,5 +278,40 @@ def test_removing_a_rule_closes_what_it_opened(lab):
     assert response.rcode() == dns.rcode.NXDOMAIN
 
 
-def test_an_address_ends_with_its_answer_and_a_live_connection_goes_on(lab):
-    """On a second daemon with short times."""
+def test_an_address_ends_with_its_answer_and_a_live_connection_goes_on():
+    """With short times: an answer stands for TTL (or floor) and grace, a live connection for `live_flows` more; the kernel ends both,
+    with no daemon running."""
+    times = CONFIG.replace('upstreams = ["198.19.0.2"]', 'upstreams = ["198.19.0.2"]\nfloor = "2s"\ngrace = "1s"\nlive_flows = "6s"')
+    with Lab("routed") as lab:
+        script = ScriptedUpstream(lab.internet, "198.19.0.2")
+        lab.cleanups.callback(script.stop)
+        daemon = lab.daemon(POLICY, times)
+        lab.wait_filtered(daemon)
+        lab.serve()
+        script.script["brief.names.example"] = lambda q: records("brief.names.example 1 A 198.51.100.70")
+        assert addresses_in(ask(lab, "brief.names.example")) == {"198.51.100.70"}
+        asked = time.monotonic()
+        live = lab.guest.socket(socket.AF_INET, socket.SOCK_STREAM)
+        with live:
+            live.settimeout(5)
+            live.connect(("198.51.100.70", 443))
+            daemon.kill()
+
+            def talks():
+                live.sendall(b"still here")
+                return live.recv(10) == b"still here"
+
+            assert talks()
+            eventually(lambda: tcp_exchange(lab.guest, "198.51.100.70", 443) != "ok", "the end of the answer")
+            assert time.monotonic() - asked > 2.9, "it ended before its time"
+            assert talks(), "a live connection was cut with its answer"
+
+            def is_cut():
+                try:
+                    return not talks()
+                except OSError:
+                    return True
+
+            live.settimeout(1)
+            eventually(is_cut, "the end of the live connection", pause=0.3)
+            assert time.monotonic() - asked > 8.5, "it was cut before its time"
