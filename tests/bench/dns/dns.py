@@ -16,7 +16,9 @@ import os
 import re
 import shutil
 import statistics
+import subprocess
 import sys
+import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "system"))
 
@@ -129,11 +131,11 @@ def hot(lab, _count):
     return questions(lab, "hot", (f"h{number}.{ZONE} A\n" for number in range(100)))
 
 
-def perf(lab, server, file, *options, once=True):
+def perf(lab, server, file, *options, once=True, guest=None):
     words = [shutil.which("dnsperf"), "-s", server.address, "-d", file, "-c", "8", "-T", "1", *options]
     if once:
         words += ["-n", "1"]
-    output = lab.guest.run(*words)
+    output = (guest or lab.guest).run(*words)
 
     def field(pattern):
         match = re.search(pattern, output)
@@ -174,6 +176,45 @@ def saturation(lab, server, make, seconds):
     return perf(lab, server, file, "-q", "200", "-l", str(seconds), once=make is not hot)["rate"]
 
 
+def percentile(values, share):
+    return values[min(len(values) - 1, int(len(values) * share))] if values else float("nan")
+
+
+def flood(lab, seconds, rounds):
+    """What one workload's flood does to another's answers: sluice with the caps it ships with, a neighbour that asks 500 times a second
+    for a name in memory, alone and while the first guest sends as fast as it can."""
+    neighbour = lab.add_guest(2)
+    daemon = lab.daemon(POLICY, CONFIG.replace("{unlimited}", ""))
+    try:
+        lab.wait_filtered(daemon)
+        lab.wait_filtered(daemon, "h2")
+        server = Contender("sluice", "203.0.113.53", daemon.process.pid)
+        denied = questions(lab, "denied", (f"d{number}.elsewhere.example A\n" for number in range(100_000)))
+        unique = cold(lab, 200_000)
+        known = questions(lab, "known", (f"h{number}.{ZONE} A\n" for number in range(100)))
+        kinds = {"alone": None, "a flood of denied names": denied, "a flood of new names": unique}
+        seen = {kind: [] for kind in kinds}
+        for _ in range(rounds):
+            for kind, file in kinds.items():
+                process = None
+                if file:
+                    process = lab.guest.popen([shutil.which("dnsperf"), "-s", server.address, "-d", file, "-q", "5000", "-t", "1", "-l", "600"],
+                                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                    time.sleep(0.5)
+                result = perf(lab, server, known, "-v", "-Q", "500", "-l", str(seconds), once=False, guest=neighbour)
+                if process:
+                    process.kill()
+                    process.wait()
+                values = sorted(result["latencies"])
+                seen[kind].append((percentile(values, 0.5), percentile(values, 0.99), result["lost"] / max(result["sent"], 1) * 100))
+        print("\nA neighbour's answers from memory, 500 a second, while one workload floods (medians)")
+        for kind, rows in seen.items():
+            middle = [statistics.median(column) for column in zip(*rows)]
+            print(f"  {kind:26} p50 {middle[0]:8.0f} us   p99 {middle[1]:8.0f} us   lost {middle[2]:.2f} %")
+    finally:
+        daemon.forget()
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
@@ -192,6 +233,7 @@ def main():
                         for what, value in (("cpu", cpu), ("lost", lost * 100), ("p50", median), ("p99", worst),
                                             ("rate", saturation(lab, server, make, seconds))):
                             figures[name].setdefault(f"{kind} {what}", []).append(value)
+        flood(lab, seconds, rounds)
     print(f"\nDNS: dnsperf through a veth, nsd behind it; {rounds} rounds in turns, medians; fixed rate {rate} a second")
     columns = ["cold cpu", "cold p50", "cold p99", "cold rate", "cold lost", "hot cpu", "hot p50", "hot p99", "hot rate", "hot lost"]
     units = ["us", "us", "us", "1/s", "%", "us", "us", "us", "1/s", "%"]
