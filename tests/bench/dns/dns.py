@@ -49,7 +49,7 @@ sources = ["static", "dns"]
 mode    = "block-all"
 """
 # The caps of one workload are far below what a benchmark asks.
-UNLIMITED = "limits = { queries_per_second = 1000000, queries_in_flight = 65536, upstream_per_second = 1000000, names_per_wildcard = 0 }"
+UNLIMITED = 'limit = { rate = 1000000, burst = 1000000, in_flight = 60000, upstream_rate = 1000000, upstream_burst = 1000000, names = 65000, names_per_wildcard = 65000, window = "1s" }'
 POLICY = f"""
 [[policy]]
 name  = "names"
@@ -85,7 +85,7 @@ def contender(lab, name, number):
     folder, upstream = lab.folder, "198.19.0.2"
     tag = f"{name.replace(' ', '').replace('--', '-')}{number}"
     if name == "sluice":
-        daemon = lab.daemon(POLICY, CONFIG.replace("{unlimited}", UNLIMITED), extra_host="dns_packets_per_second = 10000000\n")
+        daemon = lab.daemon(POLICY, CONFIG.replace("{unlimited}", UNLIMITED), extra_host="dns_packets_per_second = 1000000\n")
         try:
             lab.wait_filtered(daemon)
             yield Contender(name, "203.0.113.53", daemon.process.pid)
