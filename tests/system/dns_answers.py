@@ -78,7 +78,9 @@ def lab():
         lab.cleanups.callback(lab.script.stop)
         lab.tamed = lab.daemon(POLICY, CONFIG)
         lab.wait_filtered(lab.tamed)
+        lab.serve(udp=[443])
         yield lab
+        assert not lab.script.faults, lab.script.faults
 
 
 def opened(lab, daemon=None):
@@ -243,37 +245,35 @@ def test_a_grant_is_the_askers_alone(lab):
     """A sibling cannot use what another resolved: not the address, not by asking with the other's address, not over its connection."""
     sibling = lab.add_guest(2)
     lab.wait_filtered(lab.tamed, "h2")
-    lab.serve()
-    lab.script.script["shared.names.example"] = lambda q: records("shared.names.example 60 A 198.51.100.50")
-    assert addresses_in(ask(lab, "shared.names.example")) == {"198.51.100.50"}
-    assert tcp_exchange(lab.guest, "198.51.100.50", 443) == "ok"
-    assert tcp_exchange(sibling, "198.51.100.50", 443) != "ok"
+    lab.script.script["shared.names.example"] = lambda q: records("shared.names.example 60 A 198.51.100.210")
+    assert addresses_in(ask(lab, "shared.names.example")) == {"198.51.100.210"}
+    assert tcp_exchange(lab.guest, "198.51.100.210", 443) == "ok"
+    assert tcp_exchange(sibling, "198.51.100.210", 443) != "ok"
     # The sibling asks as if it were the first guest: it is still the sibling that is answered for.
     sibling.ip("addr", "add", f"{GUEST4}/32", "dev", "lo")
-    lab.script.script["forged.names.example"] = lambda q: records("forged.names.example 60 A 198.51.100.51")
+    lab.script.script["forged.names.example"] = lambda q: records("forged.names.example 60 A 198.51.100.211")
     query = dns.message.make_query("forged.names.example.", "A").to_wire()
     with sibling.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.bind((GUEST4, 0))
         client.sendto(query, (SERVER, 53))
         eventually(lambda: "forged.names.example" in lab.script.names_asked(), "the forged question upstream")
         time.sleep(0.2)
-    assert "198.51.100.51" not in opened(lab), "a forged question opened an address for the neighbour"
+    assert "198.51.100.211" not in opened(lab), "a forged question opened an address for the neighbour"
 
 
 def test_removing_a_rule_closes_what_it_opened(lab):
     daemon = lab.tamed
     both = POLICY + '[[policy.allow]]\nname = "extra"\ndomains = ["extra.example"]\n[[policy.allow]]\nname = "twin"\ndomains = ["twin.example"]\n'
-    lab.serve()
     daemon.write_policy("lab.toml", both)
-    lab.script.script["extra.example"] = lambda q: records("extra.example 600 A 198.51.100.60", "extra.example 600 A 198.51.100.61")
-    lab.script.script["twin.example"] = lambda q: records("twin.example 600 A 198.51.100.61")
+    lab.script.script["extra.example"] = lambda q: records("extra.example 600 A 198.51.100.220", "extra.example 600 A 198.51.100.221")
+    lab.script.script["twin.example"] = lambda q: records("twin.example 600 A 198.51.100.221")
     eventually(lambda: addresses_in(ask(lab, "extra.example")), "the new rule's name")
     eventually(lambda: addresses_in(ask(lab, "twin.example")), "the other name")
-    assert tcp_exchange(lab.guest, "198.51.100.60", 443) == "ok"
+    assert tcp_exchange(lab.guest, "198.51.100.220", 443) == "ok"
     daemon.write_policy("lab.toml", both.replace('"extra.example"', '"changed.example"'))
-    eventually(lambda: "198.51.100.60" not in opened(lab), "the address closed")
-    assert tcp_exchange(lab.guest, "198.51.100.60", 443) != "ok"
-    assert "198.51.100.61" in opened(lab) and tcp_exchange(lab.guest, "198.51.100.61", 443) == "ok", "the twin's address went too"
+    eventually(lambda: "198.51.100.220" not in opened(lab), "the address closed")
+    assert tcp_exchange(lab.guest, "198.51.100.220", 443) != "ok"
+    assert "198.51.100.221" in opened(lab) and tcp_exchange(lab.guest, "198.51.100.221", 443) == "ok", "the twin's address went too"
     response = ask(lab, "extra.example")
     assert response.rcode() == dns.rcode.NXDOMAIN
 
@@ -287,7 +287,7 @@ def test_an_address_ends_with_its_answer_and_a_live_connection_goes_on():
         lab.cleanups.callback(script.stop)
         daemon = lab.daemon(POLICY, times)
         lab.wait_filtered(daemon)
-        lab.serve()
+        lab.serve(udp=[443])
         script.script["brief.names.example"] = lambda q: records("brief.names.example 1 A 198.51.100.70")
         assert addresses_in(ask(lab, "brief.names.example")) == {"198.51.100.70"}
         asked = time.monotonic()
