@@ -209,13 +209,16 @@ def remember(run, **results):
     return known
 
 
-def reason(log, address):
-    """What the daemon's log says of a denial to `address`."""
-    for line in log.splitlines():
-        if address in line:
-            found = re.search(r"not on the allowlist|explicit deny|host-wide floor|[a-z ]*(?:header|route|fragment|guard)[a-z ]*", line)
-            if found:
-                return found.group(0)
+def reason(run, what):
+    """What the journal says of a denied address or name."""
+    deadline = time.monotonic() + 3  # it writes a window of events at a time
+    while time.monotonic() < deadline:
+        with open(f"{run}/journal") as file:
+            for line in file:
+                record = json.loads(line)
+                if what in (record.get("destination"), record.get("name")) and record.get("reason"):
+                    return record["reason"]
+        time.sleep(0.05)
     return ""
 
 
@@ -246,17 +249,17 @@ def table(run):
         text = "through" if through else "stopped" + (f" in {max(1, round(seconds * 1000))} ms" if seconds is not None and seconds < 1 else "")
         return paint(text.ljust(width), "32" if through else "31;1")
 
-    print(f"\n  {paint('The guest tries', '1'):<{30 + (8 if colours else 0)}} {'to':<26} {'without':<9} {'with Sluice':<16} because")
-    print("  " + "─" * 108)
+    print(f"\n  {paint('The guest tries', '1'):<{30 + (8 if colours else 0)}} {'to':<28} {'without':<9} {'with Sluice':<16} because")
+    print("  " + "─" * 110)
     surprises = []
     for (what, to, _, address), without, filtered in zip(ROWS, results["without"], results["with"]):
-        why = reason(log, address) if address else "a reply" if what.startswith("answer") else "allowed"
-        print(f"  {what:<30} {to:<26} {cell(without, 9)} {cell(filtered, 16)} {why}")
+        why = reason(run, address) if address else "a reply" if what.startswith("answer") else "allowed"
+        print(f"  {what:<30} {to:<28} {cell(without, 9)} {cell(filtered, 16)} {why}")
         if not without[0] or filtered[0] != (address is None):
             surprises.append(what)
-    print("  " + "─" * 108)
+    print("  " + "─" * 110)
     for (what, to, _, address), dead in zip(AFTER_DEATH, results["dead"]):
-        print(f"  {what:<30} {to:<26} {'':<9} {cell(dead, 16)} the daemon was killed; its filter stays")
+        print(f"  {what:<30} {to:<28} {'':<9} {cell(dead, 16)} the daemon was killed; its filter stays")
         if dead[0] != (address is None):
             surprises.append(what + ", daemon dead")
     print()

@@ -35,7 +35,8 @@ std::string Endpoint::text() const {
   }
   if (family() == AF_INET6) {
     inet_ntop(AF_INET6, &v6.sin6_addr, buffer, sizeof buffer);
-    return "[" + std::string(buffer) + "]:" + std::to_string(ntohs(v6.sin6_port));
+    std::string text("[");
+    return text.append(buffer).append("]:").append(std::to_string(ntohs(v6.sin6_port)));
   }
   return "nowhere";
 }
