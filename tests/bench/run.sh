@@ -4,7 +4,7 @@
 #
 #   sudo ./tests/bench/run.sh            everything, about six minutes
 #   sudo ./tests/bench/run.sh --quick    smaller sets and fewer rounds, about one and a half
-#   sudo ./tests/bench/run.sh [--quick] SECTION...   only these: policy, program, filter, calls, publish, attach, dns
+#   sudo ./tests/bench/run.sh [--quick] SECTION...   only these: policy, program, filter, calls, publish, learn, attach, dns
 #
 # A missed budget is marked OVER; the exit code says only whether everything could be measured. docs/benchmarks.md says how
 # each figure is taken.
@@ -15,7 +15,7 @@ sections=()
 for argument in "$@"; do
   case "$argument" in
     --quick) quick=(--quick) ;;
-    policy | program | filter | calls | publish | attach | dns) sections+=("$argument") ;;
+    policy | program | filter | calls | publish | learn | attach | dns) sections+=("$argument") ;;
     *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
   esac
 done

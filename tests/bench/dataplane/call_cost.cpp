@@ -128,12 +128,10 @@ void call_cost(const Options& options) {
   const auto plane = open_plane(host_config("auto"));
   auto set = mixed_prefixes(1000, 4);
   Layer layer = layer_of(set, Action::allow);
-  layer.rules.push_back({.action = Action::allow,
-                         .prefix = *Prefix::parse("192.0.2.0/24"),
-                         .domain = {},
-                         .ports = {},
-                         .expires = {},
-                         .name = {}});
+  Rule here_too;
+  here_too.action = Action::allow;
+  here_too.prefix = *Prefix::parse("192.0.2.0/24");
+  layer.rules.push_back(here_too);
   const CompiledPolicy policy = must_compile(layer);
   const PublishRequest request{.mode = Mode::allowlist, .policy = &policy};
   const auto attachment =

@@ -1,6 +1,6 @@
-// bench_dataplane [--quick] [program] [filter] [calls] [publish] [attach]: every section without
-// names. Exit code 1 when a section could not run; a missed budget is in the table, not in the
-// code.
+// bench_dataplane [--quick] [program] [filter] [calls] [publish] [learn] [attach]: every section
+// without names. Exit code 1 when a section could not run; a missed budget is in the table, not in
+// the code.
 #include <bpf/libbpf.h>
 #include <sys/resource.h>
 #include <sys/utsname.h>
@@ -20,11 +20,9 @@ int main(int argc, char** argv) {
     const char* name;
     Section section;
   };
-  constexpr Named sections[] = {{"program", program_cost},
-                                {"filter", filter_cost},
-                                {"calls", call_cost},
-                                {"publish", publish_cost},
-                                {"attach", attach_cost}};
+  constexpr Named sections[] = {{"program", program_cost}, {"filter", filter_cost},
+                                {"calls", call_cost},      {"publish", publish_cost},
+                                {"learn", learn_cost},     {"attach", attach_cost}};
   Options options;
   std::vector<std::string> wanted;
   for (int i = 1; i < argc; ++i) {
@@ -37,7 +35,8 @@ int main(int argc, char** argv) {
         known = true;
       }
     if (!known) {
-      std::fprintf(stderr, "usage: %s [--quick] [program] [filter] [calls] [publish] [attach]\n",
+      std::fprintf(stderr,
+                   "usage: %s [--quick] [program] [filter] [calls] [publish] [learn] [attach]\n",
                    argv[0]);
       return 2;
     }

@@ -97,7 +97,7 @@ struct Bed {
   void forget(const std::vector<Address>& addresses, std::uint8_t family) {
     std::vector<Address> keys;
     for (const Address& address : addresses) keys.push_back(mapped(address, family));
-    need(plane->revoke(attachment.slot, keys), "revoke");
+    need(plane->learned().revoke(attachment.scope, keys), "revoke");
   }
 };
 

@@ -123,9 +123,12 @@ Layer layer_of(const std::vector<Prefix>& set, Action action) {
   Layer layer;
   layer.mode = Mode::allowlist;
   layer.rules.reserve(set.size());
-  for (const Prefix& prefix : set)
-    layer.rules.push_back(
-        {.action = action, .prefix = prefix, .domain = {}, .ports = {}, .expires = {}, .name = {}});
+  for (const Prefix& prefix : set) {
+    Rule rule;
+    rule.action = action;
+    rule.prefix = prefix;
+    layer.rules.push_back(std::move(rule));
+  }
   return layer;
 }
 
