@@ -38,7 +38,8 @@ if command -v ccache >/dev/null; then
   launcher=(-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 fi
 build=${SLUICE_BUILD_DIR:-build/release}
-[ -f "$build/CMakeCache.txt" ] || cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release "${launcher[@]}" >/dev/null
+# Also where the quickstart has configured it without tests.
+cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DSLUICE_WITH_TESTS=ON -DSLUICE_WITH_BENCHMARKS=ON "${launcher[@]}" >/dev/null
 cmake --build "$build" --target bench_dataplane bench_policy | tail -n 1
 
 kernel_sections=()

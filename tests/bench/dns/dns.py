@@ -91,7 +91,6 @@ def contender(lab, name, number):
             yield Contender(name, "203.0.113.53", daemon.process.pid)
         finally:
             daemon.forget()
-            lab.daemons.remove(daemon)
         return
     with contextlib.ExitStack() as stack:
         if name == "dnsmasq":
