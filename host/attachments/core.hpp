@@ -104,8 +104,9 @@ class Core {
   virtual Result<Applied> withdraw_layer(const std::string& instance, AttachmentId id) = 0;
   virtual Status replace_layers(const std::string& instance, std::vector<LayerChange> changes) = 0;
 
-  // [any] In the kernel when it returns. `rule` indexes the vector that domain_rules() last gave
-  // this resolver for the attachment.
+  // [any] In the kernel when it returns. `rule`: Rule::id of one that domain_rules() gave this
+  // resolver for the attachment; ESTALE when it is not in force any more. EACCES: an address is
+  // denied, error.rule_index is its index.
   virtual Status learn(const std::string& instance, AttachmentId id,
                        std::span<const Address> addresses, std::uint64_t ttl_ns,
                        std::uint64_t grace_ns, std::uint32_t rule) = 0;

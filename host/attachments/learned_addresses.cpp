@@ -166,26 +166,28 @@ Status LearnedAddresses::may_learn(const Entry* entry, const std::string& instan
 
 Status LearnedAddresses::learn(const std::string& instance, AttachmentId id,
                                std::span<const Address> addresses, std::uint64_t ttl_ns,
-                               std::uint64_t grace_ns, std::uint32_t index) {
+                               std::uint64_t grace_ns, std::uint32_t rule_id) {
   const auto entry = find(id);
   if (!entry) return may_learn(nullptr, instance, id);
   const std::lock_guard lock(entry->mutex);
   if (auto status = may_learn(entry.get(), instance, id); !status) return status;
   const auto& rules = *entry->basis.rules;
-  if (index >= rules.rules.size()) {
+  const auto known = rules.by_id.find(rule_id);
+  if (known == rules.by_id.end()) {
     return fail_with(ESTALE,
-                     "{}: domain rule {} does not exist; it has {}, use the list that came last",
-                     entry->name, index, rules.rules.size());
+                     "{}: domain rule {} is not in force any more; use the list that came last",
+                     entry->name, rule_id);
   }
+  const auto index = known->second;
   const auto& rule = rules.rules[index];
   if (rule.action != Action::allow) {
     return fail_with(EACCES, "{}: domain rule {} ({}) is a deny; it grants nothing", entry->name,
-                     index, rule.domain);
+                     rule_id, rule.domain);
   }
   const auto now = clock_();
   const auto active = not_after(after(now, ttl_ns), rule.expires);
   if (active <= now) {
-    return fail_with(ESTALE, "{}: domain rule {} ({}) has expired", entry->name, index,
+    return fail_with(ESTALE, "{}: domain rule {} ({}) has expired", entry->name, rule_id,
                      rule.domain);
   }
   return grant(
@@ -215,8 +217,8 @@ Status LearnedAddresses::learn_decided(const std::string& instance, AttachmentId
     return std::ranges::equal(opening->ports, ports);
   });
   if (known == entry->decided.end()) {
-    entry->decided.push_back(std::make_shared<const Opening>(
-        Opening{.ports = {ports.begin(), ports.end()}}));
+    entry->decided.push_back(
+        std::make_shared<const Opening>(Opening{.ports = {ports.begin(), ports.end()}}));
     known = std::prev(entry->decided.end());
   }
   return grant(*entry, addresses, {known->get(), active, after(active, grace_ns)}, now);
@@ -236,7 +238,7 @@ Status LearnedAddresses::grant(Entry& entry, std::span<const Address> addresses,
                   entry.name, text_of(addresses[i]),
                   opening.domain.empty() ? "decided by " + entry.basis.decider : opening.domain),
               .code = EACCES};
-    error.item_index = i;
+    error.rule_index = static_cast<std::uint32_t>(i);
     return std::unexpected(std::move(error));
   }
   std::vector<LearnedAddress> entries;

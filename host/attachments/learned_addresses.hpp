@@ -35,7 +35,7 @@ class LearnedAddresses {
   struct Basis {
     WirePtr wire;          // its sources may learn
     std::string decider;   // instance whose decisions may open addresses; empty: none
-    DomainRulesPtr rules;  // resolvers refer to them by index
+    DomainRulesPtr rules;  // resolvers refer to them by Rule::id
     ImagePtr image;        // what it denies is not learned
   };
 

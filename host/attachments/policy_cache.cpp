@@ -62,6 +62,10 @@ bool expired(const Rule& rule, BootTime now) {
   return !rule.expires.never() && rule.expires <= now;
 }
 
+bool ends_before(const Rule& rule, const Rule& other) {
+  return !rule.expires.never() && (other.expires.never() || rule.expires < other.expires);
+}
+
 }  // namespace
 
 LayerPtr PolicyCache::intern(Layer layer) {
@@ -138,8 +142,11 @@ DomainRulesPtr PolicyCache::domain_rules(std::vector<LayerPtr> layers, BootTime 
       if (std::ranges::any_of(same_name, [&](auto i) { return united->rules[i] == rule; }))
         continue;
       same_name.push_back(united->rules.size());
-      united->rules.push_back(rule);
-      united->openings.push_back(opening(rule));
+      const auto index = static_cast<std::uint32_t>(united->rules.size());
+      auto& named = united->rules.emplace_back(rule);
+      united->openings.push_back(opening(named));
+      const auto [at, is_new] = united->by_id.emplace(named.id.value, index);
+      if (!is_new && ends_before(united->rules[at->second], rule)) at->second = index;
       if (!rule.expires.never() &&
           (united->next_expiry.never() || rule.expires < united->next_expiry)) {
         united->next_expiry = rule.expires;
@@ -151,15 +158,22 @@ DomainRulesPtr PolicyCache::domain_rules(std::vector<LayerPtr> layers, BootTime 
   return united;
 }
 
-OpeningPtr PolicyCache::opening(const Rule& rule) {
-  if (rule.action != Action::allow) return nullptr;
+OpeningPtr PolicyCache::opening(Rule& rule) {
+  if (rule.action != Action::allow) {
+    rule.id = {next_rule_id_++};
+    return nullptr;
+  }
   Opening wanted{.domain = rule.domain,
                  .ports = rule.ports,
                  .ranges = rule.ranges,
                  .public_suffix = rule.public_suffix};
-  auto& entry = openings_[wanted];
-  auto opening = entry.lock();
-  if (!opening) entry = opening = std::make_shared<const Opening>(std::move(wanted));
+  auto& known = openings_[wanted];
+  auto opening = known.opening.lock();
+  if (!opening) {
+    opening = std::make_shared<const Opening>(std::move(wanted));
+    known = {opening, next_rule_id_++};
+  }
+  rule.id = {known.id};
   return opening;
 }
 
@@ -175,7 +189,7 @@ void PolicyCache::sweep() {
   std::erase_if(layers_, [](const auto& bucket) { return bucket.second.empty(); });
   std::erase_if(images_, [](const auto& entry) { return entry.second.expired(); });
   std::erase_if(domain_rules_, [](const auto& entry) { return entry.second.expired(); });
-  std::erase_if(openings_, [](const auto& entry) { return entry.second.expired(); });
+  std::erase_if(openings_, [](const auto& entry) { return entry.second.opening.expired(); });
   sweep_at_ = 64 + 2 * (layers_.size() + images_.size() + domain_rules_.size() + openings_.size());
 }
 

@@ -57,10 +57,15 @@ struct Opening {
 };
 using OpeningPtr = std::shared_ptr<const Opening>;
 
-// The domain rules of an attachment, united over its layers; resolvers refer to them by index.
+// The domain rules of an attachment, united over its layers. Resolvers refer to them by Rule::id: a
+// resolver's threads judge by a list while the next one is on its way to it, and an index would
+// then name another rule. Rules with the same opening have the same id; no id comes back for
+// another.
 struct DomainRules {
   std::vector<LayerPtr> layers;
   std::vector<Rule> rules;
+  // Id to index; where several rules have one id, to the one that ends last.
+  std::unordered_map<std::uint32_t, std::uint32_t> by_id;
   std::vector<OpeningPtr> openings;  // beside `rules`; null: a deny
   BootTime next_expiry;
 };
@@ -87,14 +92,20 @@ class PolicyCache {
     const Floor* floor;
     auto operator<=>(const ImageKey&) const = default;
   };
-  [[nodiscard]] OpeningPtr opening(const Rule& rule);
+  // Of an allow rule. Sets its id.
+  [[nodiscard]] OpeningPtr opening(Rule& rule);
   void sweep();
 
   std::unordered_map<std::uint64_t, std::vector<std::weak_ptr<const StoredLayer>>> layers_;
   // Keys hold raw pointers: a live image keeps its layers alive, and a dead one is never returned.
   std::map<ImageKey, std::weak_ptr<const PolicyImage>> images_;
   std::map<std::vector<const StoredLayer*>, std::weak_ptr<const DomainRules>> domain_rules_;
-  std::map<Opening, std::weak_ptr<const Opening>> openings_;
+  struct KnownOpening {
+    std::weak_ptr<const Opening> opening;
+    std::uint32_t id = 0;
+  };
+  std::map<Opening, KnownOpening> openings_;
+  std::uint32_t next_rule_id_ = 0;
   std::size_t sweep_at_ = 64;
   std::uint64_t compiles_ = 0;
 };

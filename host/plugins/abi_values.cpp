@@ -381,6 +381,7 @@ RawRules::RawRules(const std::vector<Rule>& rules) {
     one.types = rule.types.data();
     one.type_count = rule.types.size();
     one.flags = rule.public_suffix ? SLUICE_RULE_PUBLIC_SUFFIX : 0u;
+    one.id = rule.id.value;
     raw_.push_back(one);
   }
 }

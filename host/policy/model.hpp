@@ -62,6 +62,13 @@ struct PortRange {
 // TCP, UDP, SCTP, DCCP and UDP-Lite: protocols whose destination port the kernel programs read.
 [[nodiscard]] bool has_ports(std::uint8_t protocol);
 
+// What a resolver calls a domain rule (see PolicyCache). No part of what the rule says: all compare
+// equal.
+struct RuleId {
+  std::uint32_t value = 0;
+  bool operator==(const RuleId&) const { return true; }
+};
+
 struct Rule {
   Action action = Action::deny;
   std::optional<Prefix> prefix;  // exactly one of prefix and domain is set
@@ -73,6 +80,8 @@ struct Rule {
   std::vector<Prefix> ranges;        // reserved ranges whose addresses it may grant
   std::vector<std::uint16_t> types;  // RR types let through beside A, AAAA, HTTPS and SVCB
   bool public_suffix = false;        // its pattern may cover a public suffix ("*.com")
+
+  RuleId id;  // in DomainRules only
 
   bool operator==(const Rule&) const = default;
   // Whether it opens and refuses the same: its name and its end aside.

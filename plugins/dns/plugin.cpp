@@ -217,7 +217,7 @@ void DnsPlugin::domain_rules(sdk::AttachmentId id, const std::vector<sdk::Rule>&
   for (const auto& complaint : outcome.complaints) Plugin::log(sdk::LogLevel::warning, complaint);
   auto ids = std::make_shared<std::vector<std::uint32_t>>();
   ids->reserve(rules.size());
-  for (std::uint32_t i = 0; i < rules.size(); ++i) ids->push_back(i);
+  for (const auto& rule : rules) ids->push_back(rule.id.value);
   auto& attachment = known->second;
   attachment.state.rules = std::move(outcome.rules);
   attachment.state.ids = std::move(ids);

@@ -104,7 +104,7 @@ FIELD(sluice_rule, range_count, 88)
 FIELD(sluice_rule, types, 96)
 FIELD(sluice_rule, type_count, 104)
 FIELD(sluice_rule, flags, 112)
-FIELD(sluice_rule, reserved2, 116)
+FIELD(sluice_rule, id, 116)
 
 STRUCT(sluice_layer, 32)
 FIELD(sluice_layer, size, 0)

@@ -296,8 +296,12 @@ class FakeHost {
     const RawInfo raw(info);
     judge("attachment_removed", table_.attachment_removed(self_, raw.get(), detail::abi(reason)));
   }
-  void domain_rules(AttachmentId id, const std::vector<Rule>& rules) {
+  // Rules without ids are numbered in order.
+  void domain_rules(AttachmentId id, std::vector<Rule> rules) {
     if (table_.domain_rules == nullptr) return;
+    if (std::all_of(rules.begin(), rules.end(),
+                    [](const Rule& rule) { return rule.id.value == 0; }))
+      for (std::size_t i = 0; i < rules.size(); ++i) rules[i].id = {static_cast<std::uint32_t>(i)};
     const detail::RawRules raw(rules);
     judge("domain_rules", table_.domain_rules(self_, id.value, raw.data(), raw.size()));
   }

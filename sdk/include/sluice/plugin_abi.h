@@ -186,7 +186,7 @@ struct sluice_rule {
   const uint16_t *types; /* RR types that this rule lets through beside A, AAAA, HTTPS and SVCB */
   size_t type_count;
   uint32_t flags; /* SLUICE_RULE_PUBLIC_SUFFIX */
-  uint32_t reserved2;
+  uint32_t id;    /* domain_rules: what learn() calls it; a rule that opens the same keeps it over changes, another never gets it. Else 0 */
 };
 
 struct sluice_layer {
@@ -407,9 +407,9 @@ struct sluice_policy_services {
 struct sluice_resolver_services {
   uint32_t size;
   /* [any], before 1.1 [strand]. Returns when the addresses are in the kernel; all or nothing. `ttl_ns`: how long new
-     connections may use them; `grace_ns`: how much longer live ones may. `rule` names the domain rule (index as given by
-     domain_rules). -ESTALE: it names none, or one that has ended: judge again by the list that came last. -EACCES: an explicit rule or
-     the floor denies an address. -ENOSPC: no room. */
+     connections may use them; `grace_ns`: how much longer live ones may. `rule`: sluice_rule.id as given by domain_rules. -ESTALE:
+     no rule of that id is in force any more: judge again by the list that came last, or is about to. -EACCES: an explicit rule or
+     the floor denies an address; rule_index is the index of that address. -ENOSPC: no room. */
   int (*learn)(struct sluice_host *, sluice_attachment, const struct sluice_address *, size_t count, uint64_t ttl_ns,
                uint64_t grace_ns, uint32_t rule, struct sluice_applied *);
   /* [any], before 1.1 [strand]. */

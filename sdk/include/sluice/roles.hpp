@@ -180,6 +180,7 @@ class RawRules {
     raw.types = rule.types.data();
     raw.type_count = rule.types.size();
     raw.flags = rule.public_suffix ? SLUICE_RULE_PUBLIC_SUFFIX : 0u;
+    raw.id = rule.id.value;
     raw_.push_back(raw);
   }
 
@@ -413,6 +414,7 @@ inline Rule rule_of(const sluice_rule* writers) {
   rule.ranges = prefixes_of(raw.ranges, raw.range_count);
   if (raw.type_count > 0) rule.types.assign(raw.types, raw.types + raw.type_count);
   rule.public_suffix = (raw.flags & SLUICE_RULE_PUBLIC_SUFFIX) != 0;
+  rule.id = {raw.id};
   if (raw.expires != 0) rule.expires = Time(std::chrono::nanoseconds(raw.expires));
   return rule;
 }
@@ -650,9 +652,10 @@ class Resolver : public virtual AttachmentEvents {
   }
 
   // [any] Returns when the addresses are in the kernel; all or nothing. `ttl`: how long new
-  // connections may use them; `grace`: how much longer live ones may. `rule`: index into what
-  // domain_rules() last brought for the attachment. Error ESTALE: it names none there, or one that
-  // has ended: judge again by the newest list. EACCES: an explicit rule or the floor denies one.
+  // connections may use them; `grace`: how much longer live ones may. `rule`: Rule::id as
+  // domain_rules() brought it. Error ESTALE: no rule of that id is in force any more: judge again
+  // by the newest list, which may still be on its way. EACCES: an explicit rule or the floor denies
+  // an address; Error::rule_index() is the index of that address.
   void learn(AttachmentId id, std::span<const Address> addresses, std::chrono::nanoseconds ttl,
              std::chrono::nanoseconds grace, std::uint32_t rule) {
     const auto raw = detail::raw_addresses(addresses);

@@ -176,6 +176,13 @@ struct PortRange {
   auto operator<=>(const PortRange&) const = default;
 };
 
+// What Resolver::learn() calls a domain rule. Given by the host, and no part of what the rule says:
+// all compare equal.
+struct RuleId {
+  std::uint32_t value = 0;
+  bool operator==(const RuleId&) const { return true; }
+};
+
 // Exactly one of `prefix` and `domain` is set.
 struct Rule {
   Action action = Action::deny;
@@ -189,6 +196,8 @@ struct Rule {
   std::vector<Prefix> ranges{};        // reserved ranges whose addresses it may grant
   std::vector<std::uint16_t> types{};  // RR types let through beside A, AAAA, HTTPS and SVCB
   bool public_suffix = false;          // its pattern may cover a public suffix ("*.com")
+
+  RuleId id{};  // in what domain_rules() brings
   bool operator==(const Rule&) const = default;
 };
 

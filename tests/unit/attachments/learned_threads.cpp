@@ -29,7 +29,7 @@ Rule named(std::uint32_t index, std::uint32_t version) {
 // Where an attachment is at one time. The epoch of a rule is odd while it is being replaced.
 struct Place {
   std::atomic<std::uint64_t> id{0};
-  std::array<std::atomic<std::uint32_t>, kRules> epoch{};
+  std::array<std::atomic<std::uint32_t>, kRules> epoch{}, rule_id{};
 };
 struct Learned {
   std::uint64_t id;
@@ -55,6 +55,8 @@ TEST_CASE("learning threads against changing rules, and attachments that come an
     std::vector<Rule> rules;
     for (std::uint32_t i = 0; i < kRules; ++i) rules.push_back(named(i, versions[at][i]));
     REQUIRE(stage.manager.replace_layer("one", {places[at].id.load()}, allowlist(rules)));
+    for (std::uint32_t i = 0; i < kRules; ++i)
+      places[at].rule_id[i] = stage.listener.domains[i].id.value;
   };
   const auto renew = [&](std::size_t at) {
     const auto ifindex = next_ifindex++;
@@ -83,7 +85,8 @@ TEST_CASE("learning threads against changing rules, and attachments that come an
         const auto address = unique_address(worker, number);
         const auto before = place.epoch[rule].load();
         if (place.id.load() != id) continue;  // the epoch may be its successor's
-        const auto status = stage.manager.learn("dns", {id}, std::span(&address, 1), kTtl, 0, rule);
+        const auto status =
+            stage.manager.learn("dns", {id}, std::span(&address, 1), kTtl, 0, place.rule_id[rule]);
         const auto after = place.epoch[rule].load();
         ++calls;
         if (!status || place.id.load() != id) continue;

@@ -867,9 +867,38 @@ TEST_CASE("one denied address among many learns none of them") {
   const std::array addresses{mapped("192.0.2.7"), mapped("10.0.0.7")};
   auto status = stage.manager.learn("dns", id, addresses, 60'000'000'000, 0, 0);
   REQUIRE_FALSE(status);
-  CHECK(status.error().item_index == 1);
+  CHECK(status.error().rule_index == 1);
   CHECK(status.error().message.find("10.0.0.7") != std::string::npos);
   CHECK(stage.learned(id).empty());
+}
+
+TEST_CASE("a domain rule keeps its id among others, and the id of one that went names no other") {
+  Stage stage(config_of({wire({"one", "dns"})}));
+  const auto id = stage.attach(tap("tap1", 7));
+  const auto ids = [&](std::vector<Rule> rules) {
+    REQUIRE(stage.manager.replace_layer("one", id, allowlist(std::move(rules))));
+    std::map<std::string, std::uint32_t> by_name;
+    for (const auto& rule : stage.listener.domains) by_name[rule.domain] = rule.id.value;
+    return by_name;
+  };
+  const auto learn = [&](const char* text, std::uint32_t rule) {
+    const auto address = mapped(text);
+    const auto status =
+        stage.manager.learn("dns", id, std::span(&address, 1), 60'000'000'000, 0, rule);
+    return status ? 0 : status.error().code;
+  };
+  const auto before = ids({allow_name("b.example"), allow_name("c.example")});
+  // The index of "b" is now that of "a"; whoever still judges by the former list must not open "a".
+  const auto after = ids({allow_name("a.example"), allow_name("c.example")});
+  CHECK(after.at("c.example") == before.at("c.example"));
+  CHECK(after.at("a.example") != before.at("b.example"));
+  CHECK(learn("192.0.2.1", before.at("b.example")) == ESTALE);
+  CHECK(learn("192.0.2.1", before.at("c.example")) == 0);
+  // With other ports it opens something else.
+  const auto ported = ids({allow_name("c.example", {port("tcp/443")})});
+  CHECK(ported.at("c.example") != before.at("c.example"));
+  CHECK(learn("192.0.2.2", before.at("c.example")) == ESTALE);
+  CHECK(ids({allow_name("b.example")}).at("b.example") != before.at("b.example"));
 }
 
 TEST_CASE("attributes of domain rules: where they may stand and what they may say") {

@@ -32,6 +32,7 @@ class Listener final : public PluginEvents {
     std::string text = "domains " + instance;
     for (const auto& rule : rules) text += " " + rule.domain;
     heard.push_back(text);
+    domains = rules;
   }
   void denials(std::span<const Denial> batch) override {
     denied.insert(denied.end(), batch.begin(), batch.end());
@@ -39,7 +40,8 @@ class Listener final : public PluginEvents {
   std::vector<std::string> take() { return std::exchange(heard, {}); }
 
   std::vector<std::string> heard, observed;
-  AttachmentInfo last;  // as told last
+  AttachmentInfo last;        // as told last
+  std::vector<Rule> domains;  // likewise
   std::vector<Denial> denied;
 
  private:
