@@ -543,14 +543,15 @@ void Engine::on_timer(const TimerWheel::Entry& entry) {
 void Engine::upstream_failed(std::uint32_t token, UpstreamFailure why) {
   settle_failed(
       token, why == UpstreamFailure::timed_out ? ede::no_reachable_authority : ede::network_error,
-      says(why));
+      says(why), {});
 }
 
-void Engine::upstream_answered(std::uint32_t token, std::span<const std::uint8_t> message) {
+void Engine::upstream_answered(std::uint32_t token, std::span<const std::uint8_t> message,
+                               std::string_view server) {
   std::string_view fault;
   const auto answer = understand(pending_[token], message, fault);
-  if (!answer) return settle_failed(token, ede::invalid_data, fault);
-  settle(token, *answer);
+  if (!answer) return settle_failed(token, ede::invalid_data, fault, server);
+  settle(token, *answer, server);
 }
 
 // What is worth keeping of a response; null and `fault` where it grants nothing and says nothing.
@@ -609,7 +610,7 @@ CachedAnswerPtr Engine::understand(const Pending& pending, Bytes message, std::s
       std::move(kept), pending.origin, seconds(ttl), boot_);
 }
 
-void Engine::settle(std::uint32_t index, const CachedAnswer& answer) {
+void Engine::settle(std::uint32_t index, const CachedAnswer& answer, std::string_view server) {
   auto& pending = pending_[index];
   pending.live = false;
   pending_by_key_.erase(pending.key);
@@ -618,11 +619,13 @@ void Engine::settle(std::uint32_t index, const CachedAnswer& answer) {
   free_pending_.push_back(index);
   serve(line, [&](Asked& asked, AttachmentBudget::Place) {
     asked.upstream_ns = took;
+    asked.upstream = server;
     conclude(asked, answer);
   });
 }
 
-void Engine::settle_failed(std::uint32_t index, std::uint16_t extended, std::string_view why) {
+void Engine::settle_failed(std::uint32_t index, std::uint16_t extended, std::string_view why,
+                           std::string_view server) {
   auto& pending = pending_[index];
   CachedAnswer failure;
   failure.kind = CachedAnswer::Kind::failure;
@@ -630,7 +633,7 @@ void Engine::settle_failed(std::uint32_t index, std::uint16_t extended, std::str
   const auto kept = around_.cache.store_failure(
       {pending.name, pending.type, kClassIn, pending.dnssec_ok, pending.checking_disabled},
       std::move(failure), pending.origin, boot_);
-  if (kept && kept->kind != CachedAnswer::Kind::failure) return settle(index, *kept);
+  if (kept && kept->kind != CachedAnswer::Kind::failure) return settle(index, *kept, server);
   pending.live = false;
   pending_by_key_.erase(pending.key);
   const Line line = std::exchange(pending.line, {});
@@ -638,6 +641,7 @@ void Engine::settle_failed(std::uint32_t index, std::uint16_t extended, std::str
   free_pending_.push_back(index);
   serve(line, [&](Asked& asked, AttachmentBudget::Place) {
     asked.upstream_ns = took;
+    asked.upstream = server;
     fail(asked, extended, why);
   });
 }
@@ -946,6 +950,7 @@ void Engine::report(const Asked& asked, const Told& told) {
   report.extended_error = told.extended;
   report.rule = {told.rule.data(), told.rule.size()};
   report.reason = {told.reason.data(), told.reason.size()};
+  report.upstream = {asked.upstream.data(), asked.upstream.size()};
   report.decision_ns = asked.decision_ns;
   report.upstream_ns = asked.upstream_ns;
   report.push_ns = asked.push_ns;

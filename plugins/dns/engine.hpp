@@ -98,6 +98,7 @@ class Engine final : private UpstreamOwner {
     DecisionPtr decision{};     // of a decider, for this question
     std::uint64_t arrived = 0;  // monotonic ns
     std::uint64_t decision_ns = 0, upstream_ns = 0, push_ns = 0;
+    std::string_view upstream{};
     bool cached = false;
 
     [[nodiscard]] const Question& question() const { return query.question(); }
@@ -208,12 +209,14 @@ class Engine final : private UpstreamOwner {
   void fail(Asked& asked, std::uint16_t extended, std::string_view why);
   void report(const Asked& asked, const Told& told);
 
-  void upstream_answered(std::uint32_t token, std::span<const std::uint8_t> message) override;
+  void upstream_answered(std::uint32_t token, std::span<const std::uint8_t> message,
+                         std::string_view server) override;
   void upstream_failed(std::uint32_t token, UpstreamFailure why) override;
   [[nodiscard]] CachedAnswerPtr understand(const Pending& pending, Bytes message,
                                            std::string_view& fault);
-  void settle(std::uint32_t index, const CachedAnswer& answer);
-  void settle_failed(std::uint32_t index, std::uint16_t extended, std::string_view why);
+  void settle(std::uint32_t index, const CachedAnswer& answer, std::string_view server);
+  void settle_failed(std::uint32_t index, std::uint16_t extended, std::string_view why,
+                     std::string_view server);
 
   std::uint32_t wait(Line& line, Asked& asked, AttachmentBudget::Place place);
   template <typename Each>

@@ -88,6 +88,7 @@ void Upstream::reconfigure(UpstreamSettings settings, std::uint64_t /*now*/) {
     }
     servers_.emplace_back();
     servers_.back().endpoint = endpoint;
+    servers_.back().text = endpoint.text();
   }
 }
 
@@ -464,8 +465,9 @@ void Upstream::answered(std::uint32_t index, std::span<const std::uint8_t> messa
   }
   ++counters_.answered;
   const auto token = exchange.token;
+  const std::string_view server = servers_[exchange.server].text;
   release(index);
-  owner_.upstream_answered(token, message);
+  owner_.upstream_answered(token, message, server);
 }
 
 // ---- TCP ----------------------------------------------------------------------------------------

@@ -64,7 +64,9 @@ class UpstreamOwner {
  public:
   virtual ~UpstreamOwner() = default;
   // `message` answers the question that `token` asked; it lives for the call. Its id is whatever.
-  virtual void upstream_answered(std::uint32_t token, std::span<const std::uint8_t> message) = 0;
+  // `server`: which one, as text; it lives until the next change of configuration.
+  virtual void upstream_answered(std::uint32_t token, std::span<const std::uint8_t> message,
+                                 std::string_view server) = 0;
   virtual void upstream_failed(std::uint32_t token, UpstreamFailure why) = 0;
 };
 
@@ -135,6 +137,7 @@ class Upstream {
   };
   struct Server {
     Endpoint endpoint;
+    std::string text;
     std::array<std::uint32_t, 4> sockets{kNone, kNone, kNone, kNone};
     bool enabled = true;                       // false: not in the configuration any more
     std::uint64_t smoothed = 0, variance = 0;  // of the round trip, ns; 0: not known yet

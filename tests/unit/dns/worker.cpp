@@ -36,6 +36,18 @@ TEST_CASE("an allowed name is resolved, opened, and then answered") {
   CHECK(learned[0].rule == 0);
   CHECK(learned[0].ttl == 330s);  // what was sent, and the grace
   CHECK(learned[0].grace == 1h);  // connections that live then
+  CHECK(lab.host.wait_until([&] { return lab.host.reports().size() == 1; }));
+  const auto kept = lab.host.reports().at(0);
+  const auto report = kept.get();
+  CHECK(report.attachment.value == 1);
+  CHECK(report.name == "www.example");
+  CHECK(report.verdict == sdk::QueryVerdict::allowed);
+  CHECK(report.rule == "www.example");
+  CHECK(report.upstream == lab.upstream.endpoint());
+  CHECK(report.upstream_time > 0s);
+  CHECK_FALSE(report.cached);
+  REQUIRE(report.addresses.size() == 1);
+  CHECK(report.addresses[0].text() == "198.51.100.1");
 }
 
 TEST_CASE("the case of the question comes back as it was asked") {
@@ -814,4 +826,73 @@ TEST_CASE("a question that comes before its attachment's rules waits for them") 
     CHECK_FALSE(guest.receive_raw(3s));
     CHECK(other.ask("www.example", type::a).rcode == 0);
   }
+}
+
+TEST_CASE(
+    "what is asked while no resolver lives waits in its sockets, and is answered by the next") {
+  Lab lab;
+  lab.upstream.add("www.example", type::a, 300, v4("198.51.100.1"));
+  lab.attach(1, {allow("www.example")});
+  Guest guest(lab, 1);
+  CHECK(guest.ask("www.example", type::a).rcode == 0);
+  lab.host.stop();
+  lab.host.destroy();
+  guest.send("www.example", type::a);
+  lab.plugin = &lab.host.create<dns::DnsPlugin>();
+  lab.host.start();
+  lab.host.domain_rules({1}, {allow("www.example")});
+  CHECK(guest.receive().answers.size() == 1);
+  CHECK(lab.learned(1).size() == 2);  // the new one knows of no push and makes it
+}
+
+TEST_CASE("DNAME: its chain is followed and judged") {
+  Lab lab;
+  lab.upstream.handle([&](const Seen& seen) {
+    return std::vector<Packet>{reply_to(seen.packet)
+                                   .link("old.example", type::dname, 300, "new.test")
+                                   .link("www.old.example", type::cname, 300, "www.new.test")
+                                   .answer("www.new.test", type::a, 300, v4("198.51.100.1"))
+                                   .done()};
+  });
+  lab.attach(1, {allow("www.old.example")});
+  lab.attach(2, {allow("www.old.example"), deny(".new.test")});
+  CHECK(Guest(lab, 1).ask("www.old.example", type::a).answers.size() == 3);
+  CHECK(lab.learned(1).size() == 1);
+  CHECK(Guest(lab, 2).ask("www.old.example", type::a).rcode == 3);
+  CHECK(lab.learned(2).empty());
+}
+
+TEST_CASE("a truncated answer whose server takes no TCP fails, and opens nothing of what it held") {
+  ScriptedUpstream only_udp(false);
+  only_udp.handle([](const Seen& seen) {
+    return std::vector<Packet>{reply_to(seen.packet, 0x8380)
+                                   .answer("www.example", type::a, 300, v4("198.51.100.1"))
+                                   .done()};
+  });
+  Lab lab([&](auto& host) {
+    host.configure("upstreams", std::vector<std::string>{only_udp.endpoint()});
+    host.configure("upstream_timeout", 50ms);
+    host.configure("upstream_deadline", 300ms);
+  });
+  lab.attach(1, {allow("www.example")});
+  const auto reply = Guest(lab, 1).ask("www.example", type::a);
+  CHECK(reply.rcode == 2);
+  CHECK(lab.host.learned().empty());
+}
+
+TEST_CASE("a client that asks by TCP and reads nothing is cut off, and others are served") {
+  Lab lab;
+  for (int i = 0; i < 1000; ++i)
+    lab.upstream.add("many.example", type::a, 300,
+                     v4("198.18." + std::to_string(i / 250) + "." + std::to_string(i % 250 + 1)));
+  lab.attach(1, {allow("many.example")});
+  lab.host.set_streams({1});
+  Guest greedy(lab, 1, true), modest(lab, 1, true);
+  const Packet question = Build(0x0100, 1).question("many.example", type::a).done();
+  const auto frame = joined({two(static_cast<unsigned>(question.size())), question});
+  bool cut = false;
+  for (int i = 0; i < 100'000 && !cut; ++i)
+    cut = ::send(greedy.fd(), frame.data(), frame.size(), MSG_NOSIGNAL) < 0;
+  CHECK(cut);
+  CHECK(modest.ask("many.example", type::a).answers.size() == 1000);
 }
