@@ -554,6 +554,7 @@ bool AttachmentManager::settle_domain_rules(Attachment& attachment, BootTime now
   const auto before = std::exchange(attachment.domains, rules);
   settle_learned(attachment);
   if (rules == before) return false;
+  warn_unresolved(attachment);
   return before ? before->rules != rules->rules : !rules->rules.empty();
 }
 
@@ -619,6 +620,22 @@ void AttachmentManager::warn_unwired(const Attachment& attachment) {
   } else {
     spdlog::debug("{}", text);
   }
+}
+
+// Domain rules that nobody resolves allow nothing: that is not what whoever wrote them expects.
+void AttachmentManager::warn_unresolved(const Attachment& attachment) {
+  const auto& rules = attachment.domains->rules;
+  const auto allow = std::ranges::find(rules, Action::allow, &Rule::action);
+  if (allow == rules.end() || attachment.wire == closed_wire()) return;
+  const bool resolved = std::ranges::any_of(attachment.wire->sources, [&](const auto& source) {
+    const auto found = instances_.find(source);
+    return found != instances_.end() && found->second.roles.resolver;
+  });
+  if (resolved || !warned_unresolved_.insert(attachment.wire).second) return;
+  spdlog::warn(
+      "{}: its policy allows names ({}), but its [[wire]] names no resolver, so they open nothing; "
+      "add a [plugin.dns] and name it in the wire's sources (said once for this wire)",
+      target_name(attachment.target), allow->domain);
 }
 
 // Tells sources that came, went or stayed with a change of wire or labels.
@@ -1122,6 +1139,7 @@ Status AttachmentManager::rewire(Wiring asked) {
   wiring_ = std::move(wiring);
   floor_only_ = std::move(*floor_only);
   warned_unwired_.clear();
+  warned_unresolved_.clear();
   for (std::size_t i = 0; i < changes.size(); ++i) {
     const auto& attachment = *changes[i].attachment;
     if (attachment.wire == before[i]) {

@@ -176,6 +176,7 @@ class AttachmentManager final : public Core {
                     bool is_new);
   void tell_policy(const Change& change, const std::string& speaker);
   void warn_unwired(const Attachment& attachment);
+  void warn_unresolved(const Attachment& attachment);
 
   void on_denial(const sluice_event& event);
   void flush_denials();
@@ -200,6 +201,7 @@ class AttachmentManager final : public Core {
   std::unordered_multimap<std::uint64_t, Attachment*> by_target_;  // by ifindex or cgroup id
   std::map<std::string, Instance, std::less<>> instances_;
   std::set<std::string, std::less<>> warned_unwired_;  // discoveries
+  std::set<WirePtr> warned_unresolved_;
   std::vector<std::pair<std::uint32_t, std::string>> gone_;
   std::vector<Denial> denials_;
   bool started_ = false;

@@ -264,3 +264,19 @@ def test_a_service_manager_that_does_not_listen_stops_nothing(place):
             if process:
                 process.kill()
                 process.wait()
+
+
+def test_names_that_nobody_resolves_are_said_to_open_nothing(place):
+    """Once for a wire, not for each workload or each change."""
+    mark = len(place.filter.log())
+    names = lab_module.ALLOWLIST + '[[policy.allow]]\ndomains = ["www.names.example"]\n'
+    try:
+        place.filter.write_policy("lab.toml", names)
+        eventually(lambda: "names no resolver, so they open nothing" in place.filter.log()[mark:], "the warning")
+        assert "www.names.example" in place.filter.log()[mark:]
+        place.filter.write_policy("lab.toml", names.replace("www", "ftp"))
+        holds(place)
+        assert place.filter.log()[mark:].count("names no resolver") == 1
+    finally:
+        place.filter.write_policy("lab.toml", lab_module.ALLOWLIST)
+    holds(place)
