@@ -225,7 +225,7 @@ struct sluice_learned {
   __u64 grace_until;  /* segments of live connections pass until then while last_seen is fresh */
   __u64 last_seen;    /* written by the program */
   __u32 port_set;     /* index into `port_sets`; 0: every protocol and port */
-  __u32 reserved;
+  __u32 owner; /* what vouches for it; for the daemon, which may be another one than wrote it */
 };
 #define SLUICE_PORT_SET_SPANS 20
 struct sluice_port_set {

@@ -563,7 +563,8 @@ void AttachmentManager::settle_learned(Attachment& attachment) {
       attachment.id, {.wire = attachment.wire,
                       .decider = decider_of(attachment.wire),
                       .rules = attachment.domains,
-                      .image = attachment.image ? attachment.image : attachment.composed});
+                      .image = attachment.image ? attachment.image : attachment.composed,
+                      .settled = !attachment.held});
   if (withdrawn) sever(attachment);
 }
 

@@ -27,15 +27,34 @@ LearnedAddress sum_of(const Address& address, std::span<const LearnedTable::Owne
   bool every_port = false;
   for (const auto& owner : owners) {
     sum.active_until = std::max(sum.active_until, owner.active_until);
+    if (owner.grace_until >= sum.grace_until) sum.owner = owner.opening->tag;
     sum.grace_until = std::max(sum.grace_until, owner.grace_until);
     every_port |= owner.opening->ports.empty();
     ports.insert(ports.end(), owner.opening->ports.begin(), owner.opening->ports.end());
   }
+  if (owners.size() > 1) sum.owner |= kSeveralOwners;
   if (every_port) ports.clear();
   std::ranges::sort(ports);
   const auto repeated = std::ranges::unique(ports);
   ports.erase(repeated.begin(), repeated.end());
   return sum;
+}
+
+// The tag of an address that is about to get one more owner: of the owner that vouches for longest,
+// since a later daemon will know no other.
+std::uint32_t tag_with(std::span<const LearnedTable::Owner> owners, const Opening& opening,
+                       BootTime grace_until) {
+  auto tag = opening.tag;
+  std::uint32_t several = 0;
+  for (const auto& owner : owners) {
+    if (owner.opening == &opening) continue;
+    several = kSeveralOwners;
+    if (owner.grace_until > grace_until) {
+      grace_until = owner.grace_until;
+      tag = owner.opening->tag;
+    }
+  }
+  return tag | several;
 }
 
 }  // namespace
@@ -55,6 +74,10 @@ void LearnedAddresses::add(AttachmentId id, std::uint32_t scope, const std::stri
   auto entry = std::make_shared<Entry>();
   entry->scope = scope;
   entry->name = name;
+  for (auto& known : map_.all(scope)) {
+    const auto address = known.address.address;
+    entry->found.emplace(address, std::move(known));
+  }
   const std::lock_guard lock(mutex_);
   entries_.insert_or_assign(id, std::move(entry));
 }
@@ -88,18 +111,50 @@ bool LearnedAddresses::settle(AttachmentId id, Basis basis) {
   const bool same_rules = entry->basis.rules == basis.rules;
   const bool same_decider = entry->basis.decider == basis.decider;
   std::swap(entry->basis, basis);
-  if (same_rules && same_decider) return false;
   if (!same_decider) former_decided.swap(entry->decided);
-  if (entry->table.empty()) return false;
-
-  std::unordered_set<const Opening*> in_force;
-  for (const auto& opening : entry->basis.rules->openings) in_force.insert(opening.get());
-  for (const auto& opening : entry->decided) in_force.insert(opening.get());
-  std::vector<Address> orphaned, narrowed;
+  std::vector<Address> contested, orphaned, narrowed;
   const auto now = clock_();
-  entry->table.keep([&](const Opening* opening) { return in_force.contains(opening); }, now,
-                    orphaned, narrowed);
+  if (entry->basis.settled && !entry->found.empty()) claim_found(*entry, now, contested);
+  if ((!same_rules || !same_decider) && !entry->table.empty()) {
+    std::unordered_set<const Opening*> in_force;
+    for (const auto& opening : entry->basis.rules->openings) in_force.insert(opening.get());
+    for (const auto& opening : entry->decided) in_force.insert(opening.get());
+    entry->table.keep([&](const Opening* opening) { return in_force.contains(opening); }, now,
+                      orphaned, narrowed);
+  }
+  for (const auto& address : contested) {
+    (entry->table.owners(address).empty() ? orphaned : narrowed).push_back(address);
+  }
   return withdraw(*entry, orphaned, narrowed);
+}
+
+// Gives what an earlier daemon learned to the openings in force that its tags name. `contested`
+// receives the addresses whose place in the kernel is more than their owners have: others vouched
+// for them, known to that daemon alone.
+void LearnedAddresses::claim_found(Entry& entry, BootTime now, std::vector<Address>& contested) {
+  std::unordered_map<std::uint32_t, const Opening*> by_tag;
+  for (const auto& opening : entry.basis.rules->openings) {
+    if (opening) by_tag.emplace(opening->tag, opening.get());
+  }
+  const auto decider_tag =
+      entry.basis.decider.empty() ? 0 : Opening::decided(entry.basis.decider, {}).tag;
+  for (const auto& [address, known] : std::exchange(entry.found, {})) {
+    if (known.address.active_until <= now && known.address.grace_until <= now) continue;
+    const auto tag = known.address.owner & ~kSeveralOwners;
+    const bool several = (known.address.owner & kSeveralOwners) != 0;
+    const bool learned_again = !entry.table.owners(address).empty();
+    const Opening* opening = nullptr;
+    if (const auto found = by_tag.find(tag); found != by_tag.end()) {
+      opening = found->second;
+    } else if (decider_tag != 0 && tag == decider_tag && !several && known.ports) {
+      opening = decided(entry, *known.ports);
+    }
+    if (opening != nullptr) {
+      entry.table.make_room(std::span(&address, 1));
+      entry.table.add(address, {opening, known.address.active_until, known.address.grace_until});
+    }
+    if (opening == nullptr || several || learned_again) contested.push_back(address);
+  }
 }
 
 bool LearnedAddresses::expire(AttachmentId id) {
@@ -213,15 +268,16 @@ Status LearnedAddresses::learn_decided(const std::string& instance, AttachmentId
   if (active <= now) {
     return fail_with(ESTALE, "{}: the decision of {} has ended", entry->name, entry->basis.decider);
   }
-  auto known = std::ranges::find_if(entry->decided, [&](const OpeningPtr& opening) {
-    return std::ranges::equal(opening->ports, ports);
-  });
-  if (known == entry->decided.end()) {
-    entry->decided.push_back(
-        std::make_shared<const Opening>(Opening{.ports = {ports.begin(), ports.end()}}));
-    known = std::prev(entry->decided.end());
+  return grant(*entry, addresses, {decided(*entry, ports), active, after(active, grace_ns)}, now);
+}
+
+const Opening* LearnedAddresses::decided(Entry& entry, std::span<const PortRange> ports) {
+  auto wanted = Opening::decided(entry.basis.decider, {ports.begin(), ports.end()});
+  for (const auto& opening : entry.decided) {
+    if (*opening == wanted) return opening.get();
   }
-  return grant(*entry, addresses, {known->get(), active, after(active, grace_ns)}, now);
+  entry.decided.push_back(std::make_shared<const Opening>(std::move(wanted)));
+  return entry.decided.back().get();
 }
 
 // With the entry's lock held. All or nothing.
@@ -244,8 +300,12 @@ Status LearnedAddresses::grant(Entry& entry, std::span<const Address> addresses,
   std::vector<LearnedAddress> entries;
   entries.reserve(addresses.size());
   for (const auto& address : addresses) {
-    entries.push_back(
-        {.address = address, .active_until = grant.active_until, .grace_until = grant.grace_until});
+    auto tag = tag_with(entry.table.owners(address), opening, grant.grace_until);
+    if (!entry.found.empty() && entry.found.contains(address)) tag |= kSeveralOwners;
+    entries.push_back({.address = address,
+                       .active_until = grant.active_until,
+                       .grace_until = grant.grace_until,
+                       .owner = tag});
   }
   entry.table.make_room(addresses);  // so that what is in the kernel has its owner, come what may
   if (auto status = map_.learn(entry.scope, entries, opening.ports); !status) {
@@ -266,7 +326,10 @@ Status LearnedAddresses::revoke(const std::string& instance, AttachmentId id,
   if (auto status = map_.revoke(entry->scope, addresses); !status) {
     return fail_with(status.error().code, "{}: {}", entry->name, status.error().message);
   }
-  for (const auto& address : addresses) entry->table.remove(address);
+  for (const auto& address : addresses) {
+    entry->table.remove(address);
+    entry->found.erase(address);
+  }
   return {};
 }
 

@@ -37,6 +37,9 @@ class LearnedAddresses {
     std::string decider;   // instance whose decisions may open addresses; empty: none
     DomainRulesPtr rules;  // resolvers refer to them by Rule::id
     ImagePtr image;        // what it denies is not learned
+    // All sources that are waited for have spoken. Only then are addresses that an earlier daemon
+    // learned held against the rules: those that nothing vouches for any more are revoked.
+    bool settled = false;
   };
 
   // `clock` is called from any thread. `map` outlives this.
@@ -44,7 +47,8 @@ class LearnedAddresses {
 
   // ---- [core loop] ----
 
-  // Nobody may learn for it before its first settle().
+  // Nobody may learn for it before its first settle(). What is in the kernel under its scope was
+  // learned by an earlier daemon.
   void add(AttachmentId id, std::uint32_t scope, const std::string& name);
   void rename(AttachmentId id, const std::string& name);
   // From the moment it has returned learning for it is refused. What is in the kernel goes with its
@@ -76,6 +80,8 @@ class LearnedAddresses {
     Basis basis;
     std::vector<OpeningPtr> decided;  // one for each list of ports that the decider gave
     LearnedTable table;
+    // Of an earlier daemon, until the sources have spoken.
+    std::unordered_map<Address, KnownAddress, AddressHash> found;
   };
   struct Grant {
     const Opening* opening;
@@ -87,6 +93,8 @@ class LearnedAddresses {
                                         AttachmentId id);
   [[nodiscard]] Status grant(Entry& entry, std::span<const Address> addresses, const Grant& grant,
                              BootTime now);
+  [[nodiscard]] static const Opening* decided(Entry& entry, std::span<const PortRange> ports);
+  static void claim_found(Entry& entry, BootTime now, std::vector<Address>& contested);
   [[nodiscard]] bool withdraw(Entry& entry, const std::vector<Address>& orphaned,
                               const std::vector<Address>& narrowed);
 

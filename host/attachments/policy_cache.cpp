@@ -163,10 +163,7 @@ OpeningPtr PolicyCache::opening(Rule& rule) {
     rule.id = {next_rule_id_++};
     return nullptr;
   }
-  Opening wanted{.domain = rule.domain,
-                 .ports = rule.ports,
-                 .ranges = rule.ranges,
-                 .public_suffix = rule.public_suffix};
+  auto wanted = Opening::of(rule);
   auto& known = openings_[wanted];
   auto opening = known.opening.lock();
   if (!opening) {

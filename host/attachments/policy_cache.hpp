@@ -12,6 +12,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "attachments/opening.hpp"
 #include "base/ids.hpp"
 #include "base/result.hpp"
 #include "policy/compiler.hpp"
@@ -45,17 +46,6 @@ struct PolicyImage {
   }
 };
 using ImagePtr = std::shared_ptr<const PolicyImage>;
-
-// What one allowed name opens: for equal rules one object, so that identity tells whether the rule
-// an address was learned under is still in force. Its name and its end may have changed.
-struct Opening {
-  std::string domain = {};            // empty: by a decision
-  std::vector<PortRange> ports = {};  // empty: every protocol and port
-  std::vector<Prefix> ranges = {};    // as in Rule
-  bool public_suffix = false;
-  auto operator<=>(const Opening&) const = default;
-};
-using OpeningPtr = std::shared_ptr<const Opening>;
 
 // The domain rules of an attachment, united over its layers. Resolvers refer to them by Rule::id: a
 // resolver's threads judge by a list while the next one is on its way to it, and an index would

@@ -93,6 +93,12 @@ struct PublishRequest {
 struct LearnedAddress {
   Address address{};
   BootTime active_until, grace_until;
+  std::uint32_t owner = 0;  // kept with it, for whoever asks; the last one written counts
+};
+// One that is in the kernel.
+struct KnownAddress {
+  LearnedAddress address;
+  std::optional<std::vector<PortRange>> ports;  // null: nobody knows any more
 };
 
 // [any] The addresses that names opened, by the scope of their attachment. A scope is there from
@@ -111,6 +117,8 @@ class LearnedMap {
   [[nodiscard]] virtual Status replace(std::uint32_t scope, const LearnedAddress& address,
                                        std::span<const PortRange> ports) = 0;
   virtual Status revoke(std::uint32_t scope, std::span<const Address> addresses) = 0;
+  // What is there and has not ended, be it of an earlier daemon.
+  [[nodiscard]] virtual std::vector<KnownAddress> all(std::uint32_t scope) = 0;
 };
 
 struct Counters {

@@ -48,7 +48,7 @@ struct KernelLearnedMap::Writes {
     keys.push_back(key);
     values.push_back(value);
     before.push_back({&known, known, in_kernel});
-    known = {value.active_until, value.grace_until, value.port_set};
+    known = {value.active_until, value.grace_until, value.port_set, value.owner};
   }
   // `written` of them are in the kernel. Backwards: an address given twice ends as it began.
   void back(int map, std::size_t written) {
@@ -94,6 +94,7 @@ Status KernelLearnedMap::learn(std::uint32_t number, std::span<const LearnedAddr
     value.active_until = learned.active_until.nanoseconds;
     value.grace_until = learned.grace_until.nanoseconds;
     value.port_set = *port_set;
+    value.owner = learned.owner;
     std::optional<sluice_learned> in_kernel;
     const auto key = key_of(number, learned.address);
     if (lives) {
@@ -107,7 +108,8 @@ Status KernelLearnedMap::learn(std::uint32_t number, std::span<const LearnedAddr
         }
         value.port_set = *both;
       }
-      if (known == Known{value.active_until, value.grace_until, value.port_set}) continue;
+      if (known == Known{value.active_until, value.grace_until, value.port_set, value.owner})
+        continue;
       // When the program last saw a packet for it, which only the kernel knows.
       if (sluice_learned found{}; bpf_map_lookup_elem(map_, &key, &found) == 0) {
         in_kernel = found;
@@ -139,6 +141,7 @@ Status KernelLearnedMap::replace(std::uint32_t number, const LearnedAddress& add
   value.active_until = address.active_until.nanoseconds;
   value.grace_until = address.grace_until.nanoseconds;
   value.port_set = *port_set;
+  value.owner = address.owner;
   Writes writes;
   writes.add(key, value, found->second, before);
   return write(*scope, writes);
@@ -196,6 +199,24 @@ Status KernelLearnedMap::revoke(std::uint32_t number, std::span<const Address> a
   return {};
 }
 
+std::vector<KnownAddress> KernelLearnedMap::all(std::uint32_t number) {
+  std::vector<KnownAddress> found;
+  const auto scope = find(number);
+  if (!scope) return found;
+  const auto now = boot_now().nanoseconds;
+  const std::lock_guard lock(scope->mutex);
+  found.reserve(scope->known.size());
+  for (const auto& [address, known] : scope->known) {
+    if (!known.lives(now)) continue;
+    found.push_back({.address = {.address = address,
+                                 .active_until = {known.active_until},
+                                 .grace_until = {known.grace_until},
+                                 .owner = known.owner},
+                     .ports = port_sets_.ports_of(known.port_set)});
+  }
+  return found;
+}
+
 void KernelLearnedMap::open(std::uint32_t number, std::string name) {
   auto scope = std::make_shared<Scope>();
   scope->name = std::move(name);
@@ -234,7 +255,7 @@ void KernelLearnedMap::adopt() {
       Address address{};
       std::memcpy(address.data(), key.address, sizeof(key.address));
       const std::lock_guard lock(scope->mutex);
-      scope->known[address] = {value.active_until, value.grace_until, value.port_set};
+      scope->known[address] = {value.active_until, value.grace_until, value.port_set, value.owner};
     }
   }
   for (const auto& orphan : orphans) bpf_map_delete_elem(map_, &orphan);

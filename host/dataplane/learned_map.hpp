@@ -31,6 +31,7 @@ class KernelLearnedMap final : public LearnedMap {
   [[nodiscard]] Status replace(std::uint32_t scope, const LearnedAddress& address,
                                std::span<const PortRange> ports) override;
   Status revoke(std::uint32_t scope, std::span<const Address> addresses) override;
+  [[nodiscard]] std::vector<KnownAddress> all(std::uint32_t scope) override;
 
   // [core loop]
   // From now addresses may be learned under it. `name` is for messages.
@@ -48,7 +49,7 @@ class KernelLearnedMap final : public LearnedMap {
   // it may be there, and opens nothing.
   struct Known {
     std::uint64_t active_until = 0, grace_until = 0;
-    std::uint32_t port_set = 0;
+    std::uint32_t port_set = 0, owner = 0;
     bool operator==(const Known&) const = default;
     [[nodiscard]] bool lives(std::uint64_t now) const {
       return active_until > now || grace_until > now;

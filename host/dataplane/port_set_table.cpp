@@ -88,4 +88,10 @@ Result<std::uint32_t> PortSetTable::united(std::uint32_t index, std::span<const 
   return index_of(all);
 }
 
+std::optional<std::vector<PortRange>> PortSetTable::ports_of(std::uint32_t index) {
+  const std::shared_lock lock(mutex_);
+  if (index >= sets_.size()) return std::nullopt;
+  return sets_[index];
+}
+
 }  // namespace sluice

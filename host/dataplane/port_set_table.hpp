@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <shared_mutex>
 #include <span>
 #include <vector>
@@ -23,6 +24,8 @@ class PortSetTable {
   // The index of the union of an existing set and `ports`: an address that two rules resolve keeps
   // the ports of both.
   [[nodiscard]] Result<std::uint32_t> united(std::uint32_t index, std::span<const PortRange> ports);
+  // Null: there is no such set.
+  [[nodiscard]] std::optional<std::vector<PortRange>> ports_of(std::uint32_t index);
 
  private:
   // Lists compare as spans, so that one is found without a copy of it.

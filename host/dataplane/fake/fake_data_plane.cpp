@@ -197,6 +197,7 @@ Status FakeLearnedMap::learn(std::uint32_t scope, std::span<const LearnedAddress
       entry.ports.erase(repeated.begin(), repeated.end());
     }
     entry.address.address = address.address;
+    entry.address.owner = address.owner;
     entry.address.active_until = std::max(entry.address.active_until, address.active_until);
     entry.address.grace_until = std::max(entry.address.grace_until, address.grace_until);
   }
@@ -224,6 +225,17 @@ Status FakeLearnedMap::revoke(std::uint32_t scope, std::span<const Address> addr
   if (auto status = script_->allowed_to("revoke"); !status) return status;
   for (const auto& address : addresses) found->second.erase(address);
   return {};
+}
+
+std::vector<KnownAddress> FakeLearnedMap::all(std::uint32_t scope) {
+  const std::lock_guard lock(kernel_->learned_mutex);
+  std::vector<KnownAddress> found;
+  const auto there = kernel_->learned.find(scope);
+  if (there == kernel_->learned.end()) return found;
+  for (const auto& [address, entry] : there->second) {
+    found.push_back({.address = entry.address, .ports = entry.ports});
+  }
+  return found;
 }
 
 Result<Counters> FakeDataPlane::counters(std::uint32_t slot) {

@@ -85,6 +85,7 @@ class FakeLearnedMap final : public LearnedMap {
   Status replace(std::uint32_t scope, const LearnedAddress& address,
                  std::span<const PortRange> ports) override;
   Status revoke(std::uint32_t scope, std::span<const Address> addresses) override;
+  std::vector<KnownAddress> all(std::uint32_t scope) override;
 
  private:
   std::shared_ptr<FakeKernel> kernel_;

@@ -986,6 +986,124 @@ TEST_CASE("a domain rule that ends takes its addresses and is no longer listed")
   CHECK(stage.listener.take() == Heard{"domains one b.org", "domains dns b.org"});
 }
 
+namespace {
+
+// What a daemon that learned these three leaves in the kernel.
+std::shared_ptr<FakeKernel> leave_learned(const Config& config, const std::vector<Rule>& rules) {
+  Stage before(config);
+  const auto id = before.attach(tap("tap1", 7));
+  REQUIRE(before.manager.replace_layer("one", id, allowlist(rules)));
+  for (std::uint32_t i = 0; i < rules.size(); ++i) {
+    const std::array addresses{mapped(fmt::format("192.0.2.{}", i + 1)), mapped("192.0.2.99")};
+    REQUIRE(before.manager.learn("dns", id, addresses, 600'000'000'000 * (i + 1), 0, i));
+  }
+  return before.kernel;
+}
+
+}  // namespace
+
+TEST_CASE("after a restart an address is held against its rule once the sources have spoken") {
+  const auto config = config_of({wire({"one", "dns"})});
+  auto name_a = allow_name("a.org", {port("tcp/443")});
+  const auto name_b = allow_name("b.org", {port("tcp/22")});
+  const auto kernel = leave_learned(config, {name_a, name_b});
+  Stage stage(config, kernel);
+  stage.run_source("one");
+  stage.manager.instance("dns", {}, InstanceState::running);
+  stage.run_discovery();
+  const auto id = stage.attach(tap("tap1", 7));
+  CHECK(stage.learned(id).size() == 3);  // nobody has spoken yet
+
+  SUBCASE("a rule that went while no daemon ran takes its addresses along") {
+    const auto severings = stage.in_kernel(id).severings;
+    name_a.name = "renamed meanwhile";
+    REQUIRE(stage.manager.replace_layer("one", id, allowlist({name_a})));
+    CHECK(stage.passes(id, to("192.0.2.1", 443)));
+    CHECK_FALSE(stage.passes(id, to("192.0.2.2", 22)));
+    CHECK_FALSE(stage.passes(id, to("192.0.2.99", 22)));
+    CHECK(stage.in_kernel(id).severings > severings);
+    // And the rule that stayed owns its address again.
+    REQUIRE(stage.manager.replace_layer("one", id, allowlist({})));
+    CHECK(stage.learned(id).empty());
+  }
+  SUBCASE("with all rules there, all is there; one that two rules opened has the ports of one") {
+    REQUIRE(stage.manager.replace_layer("one", id, allowlist({name_b, name_a})));
+    CHECK(stage.passes(id, to("192.0.2.1", 443)));
+    CHECK(stage.passes(id, to("192.0.2.2", 22)));
+    CHECK(stage.passes(id, to("192.0.2.99", 22)));
+    CHECK_FALSE(stage.passes(id, to("192.0.2.99", 443)));
+  }
+  SUBCASE("a rule with other ports is another rule") {
+    name_a.ports = {port("tcp/80")};
+    REQUIRE(stage.manager.replace_layer("one", id, allowlist({name_a, name_b})));
+    CHECK_FALSE(stage.learned(id).contains(mapped("192.0.2.1")));
+    CHECK(stage.learned(id).contains(mapped("192.0.2.2")));
+  }
+  SUBCASE("what nobody can say the owner of goes") {
+    kernel->learned.begin()->second.at(mapped("192.0.2.1")).address.owner = 0;
+    Stage next(config, kernel);
+    next.run_source("one");
+    next.manager.instance("dns", {}, InstanceState::running);
+    const auto same = next.attach(tap("tap1", 7));
+    REQUIRE(next.manager.replace_layer("one", same, allowlist({name_a, name_b})));
+    CHECK_FALSE(next.learned(same).contains(mapped("192.0.2.1")));
+    CHECK(next.learned(same).contains(mapped("192.0.2.2")));
+  }
+  SUBCASE("learned again before the sources have spoken, it has the ports of what is in force") {
+    stage.run_source("two");
+    REQUIRE(stage.manager.replace_layer("one", id, allowlist({name_b})));
+    const auto address = mapped("192.0.2.1");  // a.org's
+    REQUIRE(stage.manager.learn("dns", id, std::span(&address, 1), 60'000'000'000, 0, 0));
+    CHECK(stage.passes(id, to("192.0.2.1", 22)));
+    CHECK_FALSE(stage.passes(id, to("192.0.2.1", 443)));
+  }
+}
+
+TEST_CASE("a decision opens addresses only where a source of the wire decides") {
+  Stage stage(config_of({wire({"one", "saas", "dns"})}, {"169.254.169.254/32"}));
+  const auto id = stage.attach(tap("tap1", 7));
+  REQUIRE(stage.manager.replace_layer("one", id, allowlist({deny("10.0.0.0/8")})));
+  const std::array ports{port("tcp/443")};
+  const auto learn = [&](const char* text) {
+    const auto address = mapped(text);
+    auto status =
+        stage.manager.learn_decided("dns", id, std::span(&address, 1), 60'000'000'000, 0, ports);
+    return status ? 0 : status.error().code;
+  };
+  CHECK(learn("192.0.2.7") == EPERM);
+  stage.manager.instance("saas", {.policy_source = true, .decider = true}, InstanceState::running);
+  CHECK(learn("192.0.2.7") == 0);
+  CHECK(stage.passes(id, to("192.0.2.7", 443)));
+  CHECK_FALSE(stage.passes(id, to("192.0.2.7", 22)));
+  CHECK(learn("10.0.0.7") == EACCES);
+  CHECK(learn("169.254.169.254") == EACCES);
+  CHECK(stage.learned(id).size() == 1);
+
+  SUBCASE("a change of rules does not touch it") {
+    REQUIRE(stage.manager.replace_layer("one", id, allowlist({allow_name("a.org")})));
+    CHECK(stage.learned(id).size() == 1);
+  }
+  SUBCASE("it goes when the wire loses its decider") {
+    REQUIRE(stage.manager.rewire(Wiring(config_of({wire({"one", "dns"})}))));
+    CHECK(stage.learned(id).empty());
+    CHECK(learn("192.0.2.7") == EPERM);
+  }
+  SUBCASE("after a restart it stays while the same instance decides") {
+    for (const bool decides : {true, false}) {
+      Stage next(config_of({wire({"one", "saas", "dns"})}), stage.kernel);
+      next.run_source("one");
+      next.manager.instance("saas", {.policy_source = true, .decider = decides},
+                            InstanceState::running);
+      next.manager.instance("dns", {}, InstanceState::running);
+      const auto same = next.attach(tap("tap1", 7));
+      REQUIRE(next.manager.replace_layer("saas", same, only({})));
+      CHECK(next.learned(same).size() == 1);
+      REQUIRE(next.manager.replace_layer("one", same, allowlist({})));
+      CHECK(next.learned(same).size() == (decides ? 1 : 0));
+    }
+  }
+}
+
 // ---- denials ------------------------------------------------------------------------------------
 
 TEST_CASE("a denial names its attachment, its reason and the rule that explains it") {

@@ -229,13 +229,21 @@ TEST_CASE("what has ended is swept, wherever it stands among many") {
 
 TEST_CASE("the next daemon knows what the one before learned, and clears what has no attachment") {
   Stage stage;
-  const auto here = lasting(ip4(100, 1), in(600), in(600));
+  auto here = lasting(ip4(100, 1), in(600), in(600));
+  here.owner = 4711;
   const auto gone = lasting(ip4(100, 2), in(600), in(600));
   REQUIRE(stage.learned.learn(1, std::span(&here, 1), ports({"tcp/443"})));
   REQUIRE(stage.learned.learn(2, std::span(&gone, 1), {}));
   KernelLearnedMap next(stage.map.get(), stage.port_sets.get(), 64);
   next.open(1, "tap1");
   next.adopt();
+  const auto all = next.all(1);
+  REQUIRE(all.size() == 1);
+  CHECK(all[0].address.address == here.address);
+  CHECK(all[0].address.active_until == here.active_until);
+  CHECK(all[0].address.owner == 4711);
+  CHECK(all[0].ports == ports({"tcp/443"}));
+  CHECK(next.all(2).empty());
   CHECK(stage.at(1, here.address));
   CHECK_FALSE(stage.at(2, gone.address));
   const auto shorter = lasting(here.address, in(60), in(60));
