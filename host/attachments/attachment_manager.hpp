@@ -67,6 +67,9 @@ class AttachmentManager final : public Core {
   // Whom to tell; before the first attach. Outlives this.
   void set_events(PluginEvents& events) { events_ = &events; }
 
+  // Who keeps descriptors for plugins; nobody without it. Outlives this.
+  void set_fd_keeper(FdKeeper& keeper) { fd_keeper_ = &keeper; }
+
   // A configured instance and what has become of it. Every discovery must be known (`starting`)
   // before started(), so that attachments are not dropped for want of one that is still to list.
   void instance(const std::string& name, InstanceRoles roles, InstanceState state);
@@ -113,6 +116,15 @@ class AttachmentManager final : public Core {
   Status serve(const std::string& instance, std::span<const int> sockets) override;
   Result<AttachmentId> asker_of_mark(const std::string& instance, std::uint32_t mark) override;
   Result<StreamAsker> asker_of_stream(const std::string& instance, int accepted) override;
+  Status keep_fd(const std::string& instance, const std::string& name, int fd) override {
+    return fd_keeper_ ? fd_keeper_->keep(instance, name, fd) : Core::keep_fd(instance, name, fd);
+  }
+  Result<int> kept_fd(const std::string& instance, const std::string& name) override {
+    return fd_keeper_ ? fd_keeper_->kept(instance, name) : Core::kept_fd(instance, name);
+  }
+  Status drop_fd(const std::string& instance, const std::string& name) override {
+    return fd_keeper_ ? fd_keeper_->drop(instance, name) : Core::drop_fd(instance, name);
+  }
   Result<Counters> counters(AttachmentId id) override;
   std::vector<AttachmentInfo> list() override;
   std::vector<AttachmentInfo> attachments_of(const std::string& instance) override;
@@ -188,6 +200,7 @@ class AttachmentManager final : public Core {
 
   DataPlane& plane_;
   PluginEvents* events_ = nullptr;
+  FdKeeper* fd_keeper_ = nullptr;
   Wiring wiring_;
   AttachmentTiming timing_;
   std::function<BootTime()> clock_;

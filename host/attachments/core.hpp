@@ -82,6 +82,15 @@ class PluginEvents {
   virtual void denials(std::span<const Denial> denials) = 0;  // to every observer
 };
 
+// [core loop] Keeps descriptors beyond the daemon's death, by instance and name; see Core::keep_fd.
+class FdKeeper {
+ public:
+  virtual ~FdKeeper() = default;
+  virtual Status keep(const std::string& instance, const std::string& name, int fd) = 0;
+  virtual Result<int> kept(const std::string& instance, const std::string& name) = 0;
+  virtual Status drop(const std::string& instance, const std::string& name) = 0;
+};
+
 // [core loop], except what is marked [any]. `instance` is the calling plugin's instance name
 // throughout: a source can only change its own layer, a discovery only its own attachments. A call
 // that fails changes nothing.

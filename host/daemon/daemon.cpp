@@ -146,6 +146,7 @@ Daemon::Daemon(LoadedConfig loaded, DaemonParts parts, StateLock lock,
       plane_(std::move(plane.plane)),
       plane_description_(std::move(plane.description)) {
   manager_ = std::make_unique<AttachmentManager>(*plane_, Wiring(config_));
+  manager_->set_fd_keeper(parts_.fds);
   adopted_ = manager_->tally().attachments;
   for (const auto& plugin : prepared_) {
     manager_->instance(plugin.config.instance, roles_of(plugin.library->table().roles),
@@ -221,6 +222,7 @@ void Daemon::become_ready() {
   }
   ready_ = true;
   manager_->started();
+  drop_descriptors_of_others();
   const auto count = manager_->tally().attachments;
   spdlog::info("sluiced {} ready: {} plugins, {} attachments ({} adopted), {}", SLUICE_VERSION,
                plugins_->status().size(), count, adopted_, plane_description_);
@@ -228,6 +230,13 @@ void Daemon::become_ready() {
   tell_status();
   ::malloc_trim(0);  // loading programs and reading files took megabytes that are not needed again
   if (on_ready_) on_ready_();
+}
+
+// Of instances that the configuration no longer names.
+void Daemon::drop_descriptors_of_others() {
+  std::set<std::string> instances;
+  for (const auto& plugin : config_.plugins) instances.insert(plugin.instance);
+  parts_.fds.keep_only(instances);
 }
 
 void Daemon::tell_status() {
@@ -344,6 +353,7 @@ void Daemon::reload_applied(const Status& status, LoadedConfig& loaded) {
   const auto host = config_.host;
   config_ = std::move(next);
   config_.host = host;
+  drop_descriptors_of_others();
   reload_done(std::move(errors), true);
 }
 

@@ -19,6 +19,7 @@
 #include "daemon/check.hpp"
 #include "daemon/denial_log.hpp"
 #include "daemon/event_loop.hpp"
+#include "daemon/fd_store.hpp"
 #include "daemon/load.hpp"
 #include "daemon/state_lock.hpp"
 #include "plugins/plugin_host.hpp"
@@ -36,6 +37,7 @@ struct DaemonParts {
   // The sluiced that checks a configuration before it is reloaded.
   std::filesystem::path program = "/proc/self/exe";
   uid_t library_owner = 0;
+  FdStore fds = {};  // what an earlier life has left with the service manager
 };
 
 class Daemon {
@@ -80,6 +82,7 @@ class Daemon {
   void give_up(const std::string& reason);
   void stop();
   void tell_status();
+  void drop_descriptors_of_others();
 
   void reload();
   void reload_checked();

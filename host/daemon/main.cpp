@@ -97,7 +97,9 @@ int run(const CommandLine& line) {
   ::signal(SIGPIPE, SIG_IGN);
   const Fd signals(::signalfd(-1, &ours, SFD_CLOEXEC | SFD_NONBLOCK));
 
-  auto daemon = Daemon::start(line.config, kernel_parts());
+  auto parts = kernel_parts();
+  parts.fds = FdStore::inherit();  // before there are threads: it changes the environment
+  auto daemon = Daemon::start(line.config, std::move(parts));
   if (!daemon) {
     for (const auto& error : daemon.error()) spdlog::error("{}", error);
     spdlog::error("not started; nothing was attached or changed");

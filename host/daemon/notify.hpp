@@ -8,8 +8,9 @@
 
 namespace sluice {
 
-// `state` is lines as in sd_notify(3): "READY=1\nSTATUS=3 plugins". True when it was sent.
-bool notify_manager(std::string_view state);
+// `state` is lines as in sd_notify(3): "READY=1\nSTATUS=3 plugins". True when it was sent. `fd`,
+// where given, goes along (FDSTORE=1) and stays the caller's.
+bool notify_manager(std::string_view state, int fd = -1);
 // "RELOADING=1" with the clock that the manager wants beside it.
 void notify_reloading();
 // How often the manager wants to hear "WATCHDOG=1": half of WATCHDOG_USEC, if it is set for us.
