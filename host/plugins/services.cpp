@@ -6,6 +6,8 @@
 namespace sluice {
 namespace {
 
+constexpr std::size_t kMostListeners = 4096;
+
 std::shared_ptr<PluginRun> run_of(sluice_host* host) {
   const std::lock_guard lock(host->mutex);
   return host->run;
@@ -264,7 +266,8 @@ int learn_decided(sluice_host* host, sluice_attachment id, const sluice_address*
 }
 int serve(sluice_host* host, const sluice_listener* raw, std::size_t count) noexcept {
   return served(host, "serve", [&](PluginRun& run) {
-    if (count > 0 && raw == nullptr) return -EINVAL;
+    if (count > kMostListeners) return -E2BIG;
+    if (count > 0 && (raw == nullptr || raw->size < sizeof *raw)) return -EINVAL;
     std::vector<int> sockets;
     for (std::size_t i = 0; i < count; ++i)
       sockets.push_back(abi::known_part(abi::element(raw, i)).fd);
@@ -273,6 +276,7 @@ int serve(sluice_host* host, const sluice_listener* raw, std::size_t count) noex
 }
 int asker_of_mark(sluice_host* host, std::uint32_t mark, sluice_attachment* id) noexcept {
   return served_any(host, "asker_of_mark", [&](PluginRun& run) {
+    if (id == nullptr) return -EINVAL;
     return run.direct([&](Core& core) {
       const auto asker = core.asker_of_mark(run.instance(), mark);
       if (!asker) return refuse(asker.error());
@@ -284,6 +288,7 @@ int asker_of_mark(sluice_host* host, std::uint32_t mark, sluice_attachment* id) 
 int asker_of_stream(sluice_host* host, int accepted, sluice_attachment* id,
                     sluice_endpoint* asked) noexcept {
   return served_any(host, "asker_of_stream", [&](PluginRun& run) {
+    if (id == nullptr) return -EINVAL;
     return run.direct([&](Core& core) {
       const auto asker = core.asker_of_stream(run.instance(), accepted);
       if (!asker) return refuse(asker.error());

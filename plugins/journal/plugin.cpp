@@ -101,7 +101,9 @@ void JournalPlugin::write_window() {
   const Clocks clocks{now(), std::chrono::system_clock::now()};
   sink_->begin();
   std::uint64_t written = 0;
-  for (const auto& event : window_.take()) {
+  for (auto& event : window_.take()) {
+    // Reports run ahead of the news of an attachment.
+    if (!event.workload && event.attachment) event.workload = workload(event.attachment);
     if (written < records_of_window_ && sink_->write(record_of(event, clocks))) {
       written += 1;
       continue;

@@ -233,6 +233,15 @@ TEST_CASE("reports reach every observer, are bounded, and what is dropped is cou
   }
 }
 
+TEST_CASE("what no honest plugin says of names is refused, each time with an errno") {
+  Stage stage;
+  CHECK(stage.start({{"liar", "tall_tales"}, {"seen", "watcher"}}).empty());
+  appears(stage, 7, {"liar"});
+  CHECK(stage.says("liar: that is all"));
+  CHECK(stage.lines(0, "liar: believed").empty());
+  CHECK(stage.lines(0, "seen: query").empty());
+}
+
 TEST_CASE("wires may name deciders and answer sources, and nobody without a say") {
   Stage stage;
   for (const auto* library : {"decider", "pusher", "asker", "finder"}) stage.install(library);

@@ -154,6 +154,21 @@ TEST_CASE("a file that cannot be written is said once, and what was lost is told
   CHECK_FALSE(stage.host.failure());
 }
 
+TEST_CASE("a query that is told of before its workload is named as well") {
+  Stage stage;
+  stage.start();
+  const QueryReport report{.attachment = {8}, .name = "early.example"};
+  stage.host.queries(std::span(&report, 1));
+  AttachmentInfo info;
+  info.id = {8};
+  info.target = InterfaceTarget{.name = "tap8", .ifindex = 8};
+  stage.host.add_attachment(info);
+  stage.host.advance(5s);
+  const auto lines = stage.lines();
+  REQUIRE(lines.size() == 1);
+  CHECK(has(lines[0], "\"target\":\"tap8\""));
+}
+
 TEST_CASE("a workload that went is still named in what it did before") {
   Stage stage;
   stage.start();
