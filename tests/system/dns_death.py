@@ -6,7 +6,8 @@ import struct
 import threading
 import time
 
-from lab import Lab, rounds, tcp_exchange
+import pytest
+from lab import Lab, eventually, rounds, tcp_exchange
 from name_servers import wire_name
 from scripted_upstream import ScriptedUpstream, records
 
@@ -128,3 +129,77 @@ def test_kill_9_under_questions():
         assert client.lost == 0
         assert client.retried <= DEATHS
         assert not script.faults
+
+
+def resolve(lab, name, number=1):
+    """The address that the guest is given."""
+    rcode, address = Client(lab).ask(name, number)
+    assert rcode == 0 and address
+    return address
+
+
+def test_a_rule_that_goes_while_no_daemon_runs_takes_its_addresses():
+    with Lab("routed") as lab:
+        script = ScriptedUpstream(lab.internet, "198.19.0.2")
+        lab.cleanups.callback(script.stop)
+        for number, name in enumerate(("stays", "goes"), 1):
+            script.script[f"{name}.example"] = lambda q, name=name, number=number: records(f"{name}.example 3600 A 198.51.100.{number}")
+        lab.serve(udp=[443])
+        policy = POLICY.replace('"*.names.example"', '"stays.example", "goes.example"')
+        daemon = lab.daemon(policy, CONFIG)
+        lab.wait_filtered(daemon)
+        stays, goes = resolve(lab, "stays.example"), resolve(lab, "goes.example", 2)
+        assert [tcp_exchange(lab.guest, address, 443) for address in (stays, goes)] == ["ok", "ok"]
+        with lab.guest.socket(socket.AF_INET, socket.SOCK_STREAM) as live:
+            live.settimeout(5)
+            live.connect((stays, 443))
+
+            def talks():
+                live.sendall(b"still here")
+                return live.recv(10) == b"still here"
+
+            daemon.kill()
+            daemon.write_policy("lab.toml", policy.replace(', "goes.example"', ""))
+            assert talks()
+            daemon.start()
+            eventually(lambda: goes not in daemon.learned(lab.host.ifindex("h1")), "the address of the rule that went, closed")
+            assert tcp_exchange(lab.guest, goes, 443) != "ok"
+            assert talks(), "a connection to an address whose rule stayed was cut"
+            assert tcp_exchange(lab.guest, stays, 443) == "ok", "what was resolved before is closed"
+        # And the one that stayed is known by its rule: it goes with it.
+        daemon.write_policy("lab.toml", policy.replace('"stays.example", "goes.example"', '"other.example"'))
+        eventually(lambda: not daemon.learned(lab.host.ifindex("h1")), "the other one closed as well")
+        assert not script.faults
+
+
+@pytest.mark.parametrize("keeps", [True, False], ids=["kept", "lost"])
+def test_a_question_of_the_meantime_waits_where_the_service_manager_keeps_sockets(keeps):
+    with Lab("routed") as lab:
+        script = ScriptedUpstream(lab.internet, "198.19.0.2")
+        lab.cleanups.callback(script.stop)
+        script.script["n1.names.example"] = lambda q: records("n1.names.example 60 A 198.51.100.7")
+        lab.serve(udp=[443])
+        daemon = lab.daemon(POLICY, CONFIG, start=False)
+        daemon.keeps_descriptors = keeps
+        lab.cleanups.callback(daemon.forget_descriptors)
+        daemon.start()
+        lab.wait_filtered(daemon)
+        assert bool(daemon.kept) == keeps
+        assert resolve(lab, "n1.names.example") == "198.51.100.7"
+        kept = list(daemon.kept)
+        daemon.kill()
+        query = struct.pack("!HH4H", 7, 0x0100, 1, 0, 0, 0) + wire_name("n1.names.example") + struct.pack("!HH", 1, 1)
+        with lab.guest.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.connect(("203.0.113.53", 53))
+            client.settimeout(5)
+            client.send(query)
+            daemon.start()
+            assert daemon.kept == kept, "the next daemon keeps the same sockets"
+            if not keeps:
+                client.settimeout(1)
+                with pytest.raises(OSError):
+                    client.recv(4096)
+                return
+            answer = client.recv(4096)
+        assert answer[:2] == query[:2] and socket.inet_ntoa(answer[-4:]) == "198.51.100.7"
+        assert tcp_exchange(lab.guest, "198.51.100.7", 443) == "ok"

@@ -26,6 +26,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -567,6 +568,18 @@ class LiveSlot:
         self.map.close()
 
 
+# Starts a program with descriptors from 3 on, as a service manager does that kept them.
+HAND_OVER = """
+import os, sys
+count = int(sys.argv[1])
+for number, fd in enumerate(map(int, sys.argv[2:2 + count])):
+    os.dup2(fd, 3 + number)
+    os.close(fd)
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.execv(sys.argv[2 + count], sys.argv[2 + count:])
+"""
+
+
 class Daemon:
     """sluiced on a configuration of its own. `config` is TOML text; {folder}, {plugins}, {state}, {bpffs} are filled in."""
 
@@ -593,6 +606,8 @@ max_attachments = {max_attachments}
         self.max_attachments, self.extra_host = max_attachments, extra_host
         self.process = None
         self.notify = None
+        self.keeps_descriptors = False  # set before start(): the service manager has a store for them
+        self.kept = []  # (name, descriptor)
         self.program = "sluiced"
         make_trustworthy()
         for file, text in policies.items():
@@ -629,20 +644,42 @@ max_attachments = {max_attachments}
         self.log_start = os.path.getsize(self.log_file) if os.path.exists(self.log_file) else 0
         log = open(self.log_file, "ab")
         words = self.wrapper + [find_program(self.program), "--config", self.config_file]
-        self.process = self.namespace.popen(words, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                                            env=dict(self.environment, NOTIFY_SOCKET=notify_path))
+        environment = dict(self.environment, NOTIFY_SOCKET=notify_path)
+        handed = [fd for _, fd in self.kept]
+        if handed:
+            words = [sys.executable, "-c", HAND_OVER, str(len(handed)), *map(str, handed), *words]
+            environment.update(LISTEN_FDS=str(len(handed)), LISTEN_FDNAMES=":".join(name for name, _ in self.kept))
+        self.process = self.namespace.popen(words, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment,
+                                            pass_fds=handed)
         log.close()
         if wait:
             self.wait_ready()
         return self
 
     def _listen(self, notify):
-        """A service manager reads what it is told."""
+        """A service manager reads what it is told, and keeps what it is given."""
         with contextlib.suppress(OSError, ValueError):
             while True:
                 with contextlib.suppress(TimeoutError):
-                    if b"READY=1" in notify.recv(4096):
+                    text, fds, _, _ = socket.recv_fds(notify, 4096, 4)
+                    self._keep(dict(line.partition("=")[::2] for line in text.decode().splitlines()), fds)
+                    if b"READY=1" in text:
                         self.is_ready.set()
+
+    def _keep(self, said, fds):
+        name = said.get("FDNAME")
+        if "FDSTOREREMOVE" in said:
+            for entry in [entry for entry in self.kept if entry[0] == name]:
+                self.kept.remove(entry)
+                os.close(entry[1])
+        for fd in fds:
+            if "FDSTORE" in said and self.keeps_descriptors:
+                self.kept.append((name, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 500)))  # beyond where they are handed over
+            os.close(fd)
+
+    def forget_descriptors(self):
+        while self.kept:
+            os.close(self.kept.pop()[1])
 
     def wait_ready(self, patience=PATIENCE):
         deadline = time.monotonic() + patience
