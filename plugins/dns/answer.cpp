@@ -194,9 +194,13 @@ Answer::Place Answer::place(const MessageView& response, const Record& record) c
   const std::uint16_t covered = load16(record.rdata.data());
   if (answers_type(asked, covered) && name_at_is(message, record.offset, names_[end]))
     return {.part = Part::signature, .name = end};
+  if (covered != type::cname && covered != type::dname) return {};
+  // A link's owner is the name that it leads from, or above it. Read once: there may be thousands
+  // of signatures, and names of 127 labels.
+  const Name owner = response.owner(record);
   for (const LinkRecord& link : std::span(links_).first(link_records_))
-    if (link.used && link.type == covered &&
-        name_at_is(message, record.offset, name_at(message, link.offset)))
+    if (link.used && link.type == covered && names_[link.from].is_same_or_below(owner) &&
+        name_at_is(message, link.offset, owner))
       return {.part = Part::signature, .name = link.from};
   return {};
 }

@@ -32,10 +32,6 @@ void copy_lower(std::uint8_t* to, const std::uint8_t* from, std::size_t size) {
   for (; size > 0; --size) *to++ = lower(*from++);
 }
 
-void copy_as_is(std::uint8_t* to, const std::uint8_t* from, std::size_t size) {
-  std::memcpy(to, from, size);
-}
-
 bool equal_lower(const std::uint8_t* any_case, const std::uint8_t* lower_case, std::size_t size) {
   for (; size >= 8; size -= 8, any_case += 8, lower_case += 8) {
     std::uint64_t a, b;
@@ -49,8 +45,8 @@ bool equal_lower(const std::uint8_t* any_case, const std::uint8_t* lower_case, s
 }
 
 // One walk for all readers. `piece(from, size)` gets each run of whole labels, length bytes
-// included, the last with the root's zero; the sum of their sizes is at most 255. With `places`, see
-// skip_name().
+// included, the last with the root's zero; the sum of their sizes is at most 255. It may return
+// false to end the walk with an error (any). With `places`, see skip_name().
 template <typename Piece>
 std::expected<std::size_t, NameError> walk(Bytes message, std::size_t offset, Piece&& piece,
                                            NamePlaces* places = nullptr) {
@@ -66,7 +62,8 @@ std::expected<std::size_t, NameError> walk(Bytes message, std::size_t offset, Pi
     if (length == 0) {
       total += at + 1 - start;
       if (total > kLongestName) return std::unexpected(NameError::too_long);
-      piece(message.data() + start, at + 1 - start);
+      if (!piece(message.data() + start, at + 1 - start))
+        return std::unexpected(NameError::cut_short);
       return next != 0 ? next : at + 1;
     }
     if (length <= kLongestLabel) {
@@ -81,7 +78,7 @@ std::expected<std::size_t, NameError> walk(Bytes message, std::size_t offset, Pi
     if (target >= start || target < kHeaderSize || (places && !places->has(target)))
       return std::unexpected(NameError::pointer);
     if (++hops > kMostLabels) return std::unexpected(NameError::too_many_hops);
-    piece(message.data() + start, at - start);
+    if (!piece(message.data() + start, at - start)) return std::unexpected(NameError::cut_short);
     total += at - start;
     if (next == 0) next = at + 2;
     start = at = target;
@@ -298,6 +295,7 @@ std::expected<std::size_t, NameError> read_name(Bytes message, std::size_t offse
   const auto next = walk(message, offset, [&](const std::uint8_t* from, std::size_t length) {
     copy_lower(name.bytes_.data() + size, from, length);
     size += length;
+    return true;
   });
   if (!next) name.bytes_[0] = 0, size = 1;
   name.size_ = static_cast<std::uint8_t>(size);
@@ -305,21 +303,22 @@ std::expected<std::size_t, NameError> read_name(Bytes message, std::size_t offse
 }
 
 std::expected<std::size_t, NameError> skip_name(Bytes message, std::size_t offset) {
-  return walk(message, offset, [](const std::uint8_t*, std::size_t) {});
+  return walk(message, offset, [](const std::uint8_t*, std::size_t) { return true; });
 }
 
 std::expected<std::size_t, NameError> skip_name(Bytes message, std::size_t offset,
                                                 NamePlaces& places) {
   return walk(
-      message, offset, [](const std::uint8_t*, std::size_t) {}, &places);
+      message, offset, [](const std::uint8_t*, std::size_t) { return true; }, &places);
 }
 
 std::expected<Expanded, NameError> expand_name(Bytes message, std::size_t offset,
                                                std::span<std::uint8_t, kLongestName> out) {
   std::size_t size = 0;
   const auto next = walk(message, offset, [&](const std::uint8_t* from, std::size_t length) {
-    copy_as_is(out.data() + size, from, length);
+    std::memcpy(out.data() + size, from, length);
     size += length;
+    return true;
   });
   if (!next) return std::unexpected(next.error());
   return Expanded{.next = *next, .size = size};
@@ -328,13 +327,13 @@ std::expected<Expanded, NameError> expand_name(Bytes message, std::size_t offset
 bool name_at_is(Bytes message, std::size_t offset, const Name& name) {
   const Bytes wanted = name.wire();
   std::size_t size = 0;
-  bool same = true;
   const auto next = walk(message, offset, [&](const std::uint8_t* from, std::size_t length) {
-    same =
-        same && size + length <= wanted.size() && equal_lower(from, wanted.data() + size, length);
+    if (size + length > wanted.size() || !equal_lower(from, wanted.data() + size, length))
+      return false;
     size += length;
+    return true;
   });
-  return next && same && size == wanted.size();
+  return next && size == wanted.size();
 }
 
 }  // namespace sluice::dns

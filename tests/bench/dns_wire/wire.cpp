@@ -81,6 +81,36 @@ void answer_of_1000(benchmark::State& state) {
 }
 BENCHMARK(answer_of_1000);
 
+// What costs most of what fits 64 KiB: sixteen links between names of 125 labels, and signatures
+// over links that are none of them.
+Packet hostile() {
+  std::string deep;
+  for (int i = 0; i < 123; ++i) deep += "a.";
+  Build build;
+  build.compress().question(deep + "q", type::a);
+  std::string from = deep + "q";
+  for (char c = 'a'; c < 'a' + 16; ++c) {
+    const std::string to = deep + c;
+    build.link(from, type::cname, 60, to);
+    from = to;
+  }
+  const Packet signature = rrsig(type::cname, ".");
+  while (build.size() < 65000) build.answer(deep + "z", type::rrsig, 60, signature);
+  return build.done();
+}
+
+void answer_hostile(benchmark::State& state) {
+  Answer answer(storage);
+  const Packet packet = hostile();
+  for (auto _ : state) {
+    const auto message = MessageView::parse(packet);
+    auto read = answer.read(*message);
+    benchmark::DoNotOptimize(read);
+  }
+  if (answer.chain().size() != 17) state.SkipWithError("not what was asked for");
+}
+BENCHMARK(answer_hostile);
+
 void rewrite_of_4(benchmark::State& state) {
   Answer answer(storage);
   const auto message = MessageView::parse(kResponse);
