@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Whose packet is a query for the resolver, and may it send one more. A flood is dropped here, at
+ * What is a query for the resolver, may its sender send one more, and whose connection is it. A
+ * flood is dropped here, at
  * its own attachment and before anything is looked up, so that it cannot fill the socket that all
  * share.
  */
@@ -49,4 +50,21 @@ static __always_inline int sluice_take_dns_token(__u32 index) {
   if (budget->tokens == 0) return 0;
   budget->tokens--;
   return 1;
+}
+
+/* ---- who opened a TCP connection to a resolver */
+
+static __always_inline void sluice_stream_key_of(const struct sluice_facts* facts,
+                                                 struct sluice_stream_key* key) {
+  __builtin_memset(key, 0, sizeof(*key));
+  sluice_copy16(key->peer, facts->source);
+  sluice_copy16(key->asked, facts->destination);
+  key->peer_port_be = bpf_htons(facts->source_port);
+}
+
+static __always_inline void sluice_note_stream(const struct sluice_stream_key* key,
+                                               __u32 asker_mark, const __u8* asked) {
+  struct sluice_stream stream = {.asker_mark = asker_mark};
+  __builtin_memcpy(stream.asked, asked, 16);
+  bpf_map_update_elem(&dns_streams, key, &stream, BPF_ANY);
 }

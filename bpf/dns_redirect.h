@@ -96,21 +96,6 @@ static __always_inline struct bpf_sock* sluice_resolver_socket(__u32 resolver, _
   return bpf_map_lookup_elem(&dns_sockets, &at);
 }
 
-static __always_inline void sluice_stream_key_of(const struct sluice_facts* facts,
-                                                 struct sluice_stream_key* key) {
-  __builtin_memset(key, 0, sizeof(*key));
-  sluice_copy16(key->peer, facts->source);
-  sluice_copy16(key->asked, facts->destination);
-  key->peer_port_be = bpf_htons(facts->source_port);
-}
-
-static __always_inline void sluice_note_stream(const struct sluice_stream_key* key,
-                                               __u32 asker_mark, const __u8* asked) {
-  struct sluice_stream stream = {.asker_mark = asker_mark};
-  __builtin_memcpy(stream.asked, asked, 16);
-  bpf_map_update_elem(&dns_streams, key, &stream, BPF_ANY);
-}
-
 static __always_inline struct bpf_sock* sluice_find_stream(struct __sk_buff* skb,
                                                            const struct sluice_facts* facts) {
   struct bpf_sock_tuple tuple = {};
@@ -134,13 +119,15 @@ static __always_inline struct bpf_sock* sluice_find_stream(struct __sk_buff* skb
  * it, since another may write the same addresses. `noted` is what the SYN left, or null.
  */
 static __always_inline __u32 sluice_judge_segment(struct bpf_sock* sk, __u32 asker_mark,
-                                                  const struct sluice_stream* noted) {
+                                                  const struct sluice_stream* noted, int is_reset) {
   int noted_same = noted && noted->asker_mark == asker_mark;
   if (sk->state == BPF_TCP_TIME_WAIT) /* has no storage; and takes no data */
     return noted_same ? SLUICE_REASON_ALLOW_DNS : SLUICE_REASON_DENY_DNS_FOREIGN;
   if (sk->state == BPF_TCP_NEW_SYN_RECV) {
     struct bpf_sock* listener = bpf_get_listener_sock(sk);
-    if (!listener || !noted_same) return SLUICE_REASON_DENY_DNS_FOREIGN;
+    /* A reset from whom the forged SYN named frees the place that it took; the kernel checks that
+     * its number is right. */
+    if (!listener || !(noted_same || is_reset)) return SLUICE_REASON_DENY_DNS_FOREIGN;
     return bpf_sk_storage_get(&dns_owners, listener, 0, 0) ? SLUICE_REASON_ALLOW_DNS
                                                            : SLUICE_REASON_DENY_DNS_FOREIGN;
   }
@@ -153,13 +140,41 @@ static __always_inline __u32 sluice_judge_segment(struct bpf_sock* sk, __u32 ask
   return owner->asker_mark == asker_mark ? SLUICE_REASON_ALLOW_DNS : SLUICE_REASON_DENY_DNS_FOREIGN;
 }
 
+/*
+ * Would the answer to a SYN come back to this device? If not, its source is another's, and the
+ * connection could never be: nothing is lost with it, and a neighbour's ports cannot be occupied.
+ * On a host that does not forward nothing can be said.
+ */
+static __always_inline int sluice_leads_back(struct __sk_buff* skb,
+                                             const struct sluice_facts* facts,
+                                             const struct sluice_way_in* way) {
+  struct bpf_fib_lookup fib = {};
+  fib.ifindex = skb->ifindex;
+  if (facts->family == 4) {
+    fib.family = 2; /* AF_INET */
+    __builtin_memcpy(&fib.ipv4_src, facts->destination + 12, 4);
+    __builtin_memcpy(&fib.ipv4_dst, facts->source + 12, 4);
+  } else {
+    if (sluice_is_link_local(facts->source)) return 1;
+    fib.family = 10; /* AF_INET6 */
+    sluice_copy16((__u8*)fib.ipv6_src, facts->destination);
+    sluice_copy16((__u8*)fib.ipv6_dst, facts->source);
+  }
+  long found = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+  if (found == BPF_FIB_LKUP_RET_FWD_DISABLED) return 1;
+  return (found == BPF_FIB_LKUP_RET_SUCCESS || found == BPF_FIB_LKUP_RET_NO_NEIGH ||
+          found == BPF_FIB_LKUP_RET_FRAG_NEEDED) &&
+         fib.ifindex == (way->ifindex ? way->ifindex : skb->ifindex);
+}
+
 static __always_inline __u32 sluice_assign(struct __sk_buff* skb, struct bpf_sock* sk) {
   return bpf_sk_assign(skb, sk, 0) ? SLUICE_REASON_DENY_DNS_UNSERVED : SLUICE_REASON_ALLOW_DNS;
 }
 
 static __always_inline __u32 sluice_assign_stream(struct __sk_buff* skb, __u32 resolver,
                                                   __u32 asker_mark,
-                                                  const struct sluice_facts* facts) {
+                                                  const struct sluice_facts* facts,
+                                                  const struct sluice_way_in* way) {
   struct sluice_stream_key key;
   sluice_stream_key_of(facts, &key);
   const struct sluice_stream* noted = bpf_map_lookup_elem(&dns_streams, &key);
@@ -169,7 +184,7 @@ static __always_inline __u32 sluice_assign_stream(struct __sk_buff* skb, __u32 r
   if (sk) {
     __u32 state = sk->state;
     if (state != BPF_TCP_LISTEN && !(opens && state == BPF_TCP_TIME_WAIT)) {
-      __u32 reason = sluice_judge_segment(sk, asker_mark, noted);
+      __u32 reason = sluice_judge_segment(sk, asker_mark, noted, facts->tcp_flags & SLUICE_TCP_RST);
       if (reason == SLUICE_REASON_ALLOW_DNS) reason = sluice_assign(skb, sk);
       bpf_sk_release(sk);
       return reason;
@@ -178,6 +193,7 @@ static __always_inline __u32 sluice_assign_stream(struct __sk_buff* skb, __u32 r
   }
   /* Without a connection: a SYN; or a segment that the listener's stack answers with a reset, or
    * takes for the answer to a SYN cookie. */
+  if (opens && !sluice_leads_back(skb, facts, way)) return SLUICE_REASON_DENY_DNS_FOREIGN;
   if (opens)
     sluice_note_stream(&key, asker_mark, facts->destination);
   else if (noted && noted->asker_mark != asker_mark)
@@ -223,7 +239,7 @@ __noinline int sluice_redirect_query(struct __sk_buff* skb, struct sluice_slot* 
   if (sluice_end_hops(skb, net, facts->family)) return unserved;
   __u32 resolver = slot->resolver, reason;
   if (facts->protocol == SLUICE_IPPROTO_TCP) {
-    reason = sluice_assign_stream(skb, resolver, slot->asker_mark, facts);
+    reason = sluice_assign_stream(skb, resolver, slot->asker_mark, facts, &way);
   } else {
     struct bpf_sock* sk = sluice_resolver_socket(
         resolver, facts->family == 4 ? SLUICE_SOCKET_UDP4 : SLUICE_SOCKET_UDP6,

@@ -27,8 +27,8 @@ TEST_CASE("a guest that asks any server is answered from that server's address")
   const Resolver resolver(*routed.plane);
   for (const char* server : kServers) {
     for (const char* protocol : {"udp", "tcp"}) {
-      CAPTURE(server);
-      CAPTURE(protocol);
+      CAPTURE(std::string(server));
+      CAPTURE(std::string(protocol));
       CHECK(routed.lab.ask(protocol, server) == answer_to(routed.guest, server));
     }
   }
@@ -48,7 +48,7 @@ TEST_CASE("with no resolver, port 53 is dropped and counted") {
   Routed routed;
   for (const char* protocol : {"udp", "tcp"})
     for (const char* server : kServers) {
-      CAPTURE(server);
+      CAPTURE(std::string(server));
       CHECK(routed.lab.ask(protocol, server).starts_with("TimeoutError"));
     }
   CHECK(routed.lab.sent_by_uplink() == 0);
@@ -67,7 +67,7 @@ TEST_CASE("without the host's rule a query is dropped, not forwarded; and the ru
   const Resolver resolver(*routed.plane);
   Lab::run("ip rule del pref 54; ip -6 rule del pref 54");
   for (const char* server : {"8.8.8.8", "2001:4860::8888"}) {
-    CAPTURE(server);
+    CAPTURE(std::string(server));
     CHECK(routed.lab.ask("udp", server).starts_with("TimeoutError"));
   }
   CHECK(routed.lab.sent_by_uplink() == 0);
@@ -85,7 +85,7 @@ TEST_CASE("reverse path checks of every kind, and marks on accepted connections,
       "net.ipv4.fwmark_reflect=1 net.ipv6.fwmark_reflect=1");
   for (const char* protocol : {"udp", "tcp"})
     for (const char* server : kServers) {
-      CAPTURE(server);
+      CAPTURE(std::string(server));
       CHECK(routed.lab.ask(protocol, server) == answer_to(routed.guest, server));
     }
 }
@@ -109,4 +109,108 @@ TEST_CASE("routes are made once, adopted, and go with the last resolver") {
   }
   REQUIRE(routed.plane->end_serving());
   CHECK(rules() == "0");
+}
+
+// ---- ports of a bridge --------------------------------------------------------------------------
+
+TEST_CASE("a guest on a bridge, whose gateway is beyond the uplink, is answered here") {
+  DnsLab lab;
+  lab.bridge();
+  auto plane = lab.open();
+  const auto guest = DnsLab::attach(*plane, "host0");
+  DnsLab::publish(*plane, guest.slot, redirected());
+  const Resolver resolver(*plane);
+  for (const char* server : kServers)
+    for (const char* protocol : {"udp", "tcp"}) {
+      CAPTURE(std::string(server));
+      CAPTURE(std::string(protocol));
+      CHECK(lab.ask(protocol, server) == answer_to(guest, server));
+    }
+  CHECK(lab.sent_by_uplink() == 0);
+  // The port moves to another bridge, which has no address and no way out but the uplink.
+  Lab::run(
+      "ip link add br1 type bridge; ip link set br1 up; ip link set up0 nomaster; ip link set "
+      "up0 master br1; ip link set host0 nomaster; ip link set host0 master br1");
+  for (const char* server : kServers) {
+    CAPTURE(std::string(server));
+    [[maybe_unused]] const auto lost = lab.ask("udp", server);
+  }
+  CHECK(lab.sent_by_uplink() == 0);
+}
+
+// ---- one guest as another -----------------------------------------------------------------------
+
+namespace {
+
+struct Neighbours : Routed {
+  KernelAttachment other;
+  Neighbours() {
+    lab.add_second_guest();
+    other = DnsLab::attach(*plane, "host1");
+    DnsLab::publish(*plane, other.slot, redirected());
+  }
+  std::uint64_t foreign() const { return plane->reason_counters()[SLUICE_REASON_DENY_DNS_FOREIGN]; }
+};
+
+}  // namespace
+
+TEST_CASE(
+    "a guest that writes its neighbour's address asks as itself, and gets the answer itself") {
+  Neighbours both;
+  const Resolver resolver(*both.plane);
+  CHECK(both.lab.ask("udp", "8.8.8.8") == answer_to(both.guest, "8.8.8.8"));
+  CHECK(both.lab.ask_from_second("udp", "8.8.8.8") == answer_to(both.other, "8.8.8.8"));
+  CHECK(both.lab.ask_from_second("tcp", "8.8.8.8") == answer_to(both.other, "8.8.8.8"));
+  Lab::run("ip netns exec " + both.lab.second() + " ip addr add 192.0.2.2/32 dev lo");
+  CHECK(both.lab.ask_from_second("udp", "8.8.8.8", "192.0.2.2") ==
+        answer_to(both.other, "8.8.8.8"));
+  // A connection could not come about; its first segment is not even noted.
+  CHECK(both.lab.ask_from_second("tcp", "8.8.8.8", "192.0.2.2").starts_with("TimeoutError"));
+  CHECK(both.foreign() > 0);
+  CHECK(both.lab.ask("tcp", "8.8.8.8") == answer_to(both.guest, "8.8.8.8"));
+}
+
+TEST_CASE("a segment into a neighbour's connection is dropped, and the connection goes on") {
+  Neighbours both;
+  const Resolver resolver(*both.plane);
+  Lab::run("ip netns exec " + both.lab.second() + " ip addr add 192.0.2.2/32 dev lo");
+  // The guest connects from a known port, waits while the other sends segments of every kind with
+  // its addresses, then asks.
+  const std::string text = output_of(fmt::format(
+      "(timeout 20 nsenter --net=/run/netns/{} python3 -c '{}' & sleep 1; timeout 20 nsenter "
+      "--net=/run/netns/{} python3 -c '{}'; wait) 2>&1",
+      both.lab.name(),
+      "import socket,time; s=socket.socket(); s.settimeout(5); s.bind((\"192.0.2.2\",5000)); "
+      "s.connect((\"8.8.8.8\",53)); time.sleep(3); s.sendall(b\"who\"); "
+      "print(s.recv(500).decode())",
+      both.lab.second(), kForger));
+  CHECK(text == answer_to(both.guest, "8.8.8.8"));
+  CHECK(both.foreign() >= 4);
+}
+
+TEST_CASE("one guest's flood is dropped at its own bucket; its neighbour is answered") {
+  Neighbours both;
+  const Resolver resolver(*both.plane);
+  Lab::run(
+      fmt::format("nsenter --net=/run/netns/{} python3 -c 'import socket\ns=socket.socket("
+                  "socket.AF_INET,socket.SOCK_DGRAM)\nfor i in range(20000): "
+                  "s.sendto(b\"x\",(\"8.8.8.8\",53))'",
+                  both.lab.second()));
+  CHECK(both.plane->reason_counters()[SLUICE_REASON_DENY_DNS_BUDGET] > 0);
+  CHECK(both.lab.ask("udp", "8.8.8.8") == answer_to(both.guest, "8.8.8.8"));
+}
+
+TEST_CASE("answers are not taken for connections from outside") {
+  Routed routed;
+  AttachmentOptions with_replies = redirected();
+  with_replies.replies = true;
+  DnsLab::publish(*routed.plane, routed.guest.slot, with_replies);
+  {
+    const Resolver resolver(*routed.plane);
+    CHECK(routed.lab.ask("udp", "9.9.9.9", "", 5353) == answer_to(routed.guest, "9.9.9.9"));
+  }
+  // Redirection ends: what the guest sends from that port to that server is no reply.
+  DnsLab::publish(*routed.plane, routed.guest.slot, AttachmentOptions{});
+  CHECK(routed.lab.ask("udp", "9.9.9.9", "", 5353).starts_with("TimeoutError"));
+  CHECK(routed.lab.sent_by_uplink() == 0);
 }

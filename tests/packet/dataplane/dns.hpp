@@ -39,12 +39,12 @@ inline std::string output_of(const std::string& command) {
 // Asks as a client would and says what came back, or the error.
 inline constexpr const char* kClient = R"PY(
 import socket, sys
-protocol, server, source = sys.argv[1], sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else ""
+protocol, server, source, port = sys.argv[1], sys.argv[2], sys.argv[3].strip("-"), int(sys.argv[4])
 family = socket.AF_INET6 if ":" in server else socket.AF_INET
 try:
     s = socket.socket(family, socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM)
     s.settimeout(1)
-    if source: s.bind((source, 0))
+    if source or port: s.bind((source, port))
     if protocol == "udp":
         s.sendto(b"who am I", (server, 53))
         answer, peer = s.recvfrom(500)
@@ -61,6 +61,23 @@ inline AttachmentOptions redirected(std::uint32_t resolver = 0) {
   options.resolver = resolver;
   return options;
 }
+
+// Segments with the neighbour's addresses: each flag that might matter, in both directions of
+// doubt.
+inline constexpr const char* kForger = R"PY(
+import socket, struct
+raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+def total(data):
+    value = sum(struct.unpack("!%dH" % (len(data) // 2), data))
+    while value >> 16: value = (value & 0xffff) + (value >> 16)
+    return ~value & 0xffff
+ends = socket.inet_aton("192.0.2.2") + socket.inet_aton("8.8.8.8")
+for flags in (2, 4, 16, 17, 24, 18):
+    tcp = struct.pack("!HHIIBBHHH", 5000, 53, 1, 1, 80, flags, 1000, 0, 0)
+    check = total(ends + struct.pack("!HH", 6, 20) + tcp)
+    tcp = tcp[:16] + struct.pack("!H", check) + tcp[18:]
+    raw.sendto(struct.pack("!BBHHHBBH", 69, 0, 40, 1, 0, 64, 6, 0) + ends + tcp, ("8.8.8.8", 0))
+)PY";
 
 class DnsLab : public Lab {
  public:
@@ -93,15 +110,52 @@ class DnsLab : public Lab {
   }
 
   [[nodiscard]] std::string ask(const std::string& protocol, const std::string& server,
-                                const std::string& source = "") const {
-    return output_of(fmt::format("nsenter --net=/run/netns/{} python3 -c '{}' {} {} {}", name(),
-                                 kClient, protocol, server, source));
+                                const std::string& source = "", int port = 0) const {
+    return ask_in(name(), protocol, server, source, port);
+  }
+  // host0 becomes a port of a bridge beside the uplink, and the guest's gateway is beyond that.
+  void bridge() const {
+    run("ip addr flush dev host0; ip addr flush dev up0; ip link add br0 type bridge; ip link set "
+        "host0 master br0; ip link set up0 master br0; ip addr add 192.0.2.1/24 dev br0; ip addr "
+        "add 2001:db8::1/64 dev br0 nodad; ip link set br0 up");
+    in_guest(
+        "ip neigh replace 192.0.2.254 lladdr 02:00:00:00:00:01 dev guest0; ip neigh replace "
+        "2001:db8::fe lladdr 02:00:00:00:00:01 dev guest0; ip route replace default via "
+        "192.0.2.254; ip -6 route replace default via 2001:db8::fe");
+  }
+  // A guest behind host1, at 192.0.3.2.
+  void add_second_guest() {
+    second_ = name() + "-2";
+    run(fmt::format(
+        "ip netns del {0} 2>/dev/null; ip netns add {0}; ip link add host1 type veth peer name "
+        "guest1 netns {0}; ip addr add 192.0.3.1/24 dev host1; ip link set host1 up; ip -n {0} "
+        "link set lo up; ip -n {0} link set guest1 up; ip -n {0} addr add 192.0.3.2/24 dev guest1; "
+        "ip -n {0} route add default via 192.0.3.1",
+        second_));
+  }
+  ~DnsLab() {
+    if (!second_.empty()) run("ip netns del " + second_);
+  }
+  DnsLab(const DnsLab&) = delete;
+  DnsLab& operator=(const DnsLab&) = delete;
+  [[nodiscard]] const std::string& second() const { return second_; }
+  [[nodiscard]] std::string ask_from_second(const std::string& protocol, const std::string& server,
+                                            const std::string& source = "") const {
+    return ask_in(second_, protocol, server, source, 0);
   }
   // Packets to port 53 that left by the way out.
   [[nodiscard]] std::uint64_t sent_by_uplink() const {
     return std::stoull(
         output_of("nft list table netdev sluice | sed -n \"s/.*packets \\([0-9]*\\).*/\\1/p\""));
   }
+
+ private:
+  static std::string ask_in(const std::string& where, const std::string& protocol,
+                            const std::string& server, const std::string& source, int port) {
+    return output_of(fmt::format("nsenter --net=/run/netns/{} python3 -c '{}' {} {} {} {}", where,
+                                 kClient, protocol, server, source.empty() ? "-" : source, port));
+  }
+  std::string second_;
 };
 
 inline std::string answer_to(const KernelAttachment& asker, const std::string& server) {
@@ -111,9 +165,12 @@ inline std::string answer_to(const KernelAttachment& asker, const std::string& s
 // The sockets of one worker, and a thread that answers.
 class Resolver {
  public:
-  explicit Resolver(KernelDataPlane& plane, std::uint32_t index = 0, int host = 1) : plane_(plane) {
-    for (const int family : {AF_INET, AF_INET6})
-      for (const int type : {SOCK_DGRAM, SOCK_STREAM}) sockets_.push_back(open(family, type, host));
+  explicit Resolver(KernelDataPlane& plane, std::uint32_t index = 0, int host = 1, int workers = 1)
+      : plane_(plane) {
+    for (int worker = 0; worker < workers; ++worker)
+      for (const int family : {AF_INET, AF_INET6})
+        for (const int type : {SOCK_DGRAM, SOCK_STREAM})
+          sockets_.push_back(open(family, type, host + worker));
     std::vector<int> fds;
     for (const Fd& socket : sockets_) fds.push_back(socket.get());
     const auto served = plane.serve(index, fds);
@@ -165,10 +222,10 @@ class Resolver {
  private:
   void work(const std::stop_token& stop) {
     while (!stop.stop_requested()) {
-      std::array<pollfd, 4> ready{};
-      for (std::size_t i = 0; i < 4; ++i) ready[i] = {sockets_[i].get(), POLLIN, 0};
-      if (poll(ready.data(), 4, 20) <= 0) continue;
-      for (std::size_t i = 0; i < 4; ++i)
+      std::vector<pollfd> ready;
+      for (const Fd& socket : sockets_) ready.push_back({socket.get(), POLLIN, 0});
+      if (poll(ready.data(), ready.size(), 20) <= 0) continue;
+      for (std::size_t i = 0; i < ready.size(); ++i)
         if (ready[i].revents & POLLIN) i % 2 == 0 ? datagram(ready[i].fd) : stream(ready[i].fd);
     }
   }
@@ -241,7 +298,7 @@ class Resolver {
     }
     char data[64];
     pollfd ready{fd.get(), POLLIN, 0};
-    if (poll(&ready, 1, 1000) == 1 && recv(fd.get(), data, sizeof(data), 0) > 0)
+    if (poll(&ready, 1, 5000) == 1 && recv(fd.get(), data, sizeof(data), 0) > 0)
       send(fd.get(), answer.data(), answer.size(), MSG_NOSIGNAL);
   }
 
