@@ -7,6 +7,7 @@
  */
 #pragma once
 
+#include "dns_cgroup.h"
 #include "flows.h"
 #include "read.h"
 #include "report.h"
@@ -45,7 +46,7 @@ static __always_inline int sluice_may_loop(__u64 word, __u64 cookie) {
  * on to the egress hook, which sees source and destination and has the last word.
  */
 static __always_inline int sluice_judge_call(struct bpf_sock_addr* context,
-                                             struct sluice_facts* facts) {
+                                             struct sluice_facts* facts, int is_ip6) {
   struct sluice_slot* slot = 0;
   __u32 index = sluice_find_cgroup_slot(&slot);
   if (!index || !slot) {
@@ -63,10 +64,16 @@ static __always_inline int sluice_judge_call(struct bpf_sock_addr* context,
   facts->flags = SLUICE_FACT_PORTS;
   facts->destination_port = bpf_ntohs((__u16)context->user_port);
   if (protocol == SLUICE_IPPROTO_TCP) facts->tcp_flags = SLUICE_TCP_SYN;
-  if (sluice_is_loopback_address(facts->destination) &&
-      sluice_may_loop(word, bpf_get_netns_cookie(context)))
-    return SLUICE_CGROUP_ALLOW;
-  __u32 reason = (__u32)sluice_verdict(slot, facts, word);
+  __u32 reason;
+  if (sluice_is_query(word, facts) && sluice_is_own_netns(bpf_get_netns_cookie(context))) {
+    /* A stub resolver on the host's loopback too: it would ask for everybody. */
+    reason = sluice_redirect_call(context, slot, facts, is_ip6);
+  } else {
+    if (sluice_is_loopback_address(facts->destination) &&
+        sluice_may_loop(word, bpf_get_netns_cookie(context)))
+      return SLUICE_CGROUP_ALLOW;
+    reason = (__u32)sluice_verdict(slot, facts, word);
+  }
   if (sluice_allows(reason)) return SLUICE_CGROUP_ALLOW;
   /* A UDP server answers by sendmsg. Whether this is an answer shows only in the packet, which
    * knows its source. */
@@ -81,7 +88,7 @@ static __always_inline int sluice_judge_call4(struct bpf_sock_addr* context) {
   struct sluice_facts facts = {.family = 4, .ethertype = SLUICE_ETH_IP4};
   __u32 address = context->user_ip4;
   sluice_map_ip4(facts.destination, (__u8*)&address);
-  return sluice_judge_call(context, &facts);
+  return sluice_judge_call(context, &facts, 0);
 }
 
 static __always_inline int sluice_judge_call6(struct bpf_sock_addr* context) {
@@ -96,7 +103,7 @@ static __always_inline int sluice_judge_call6(struct bpf_sock_addr* context) {
     facts.family = 4;
     facts.ethertype = SLUICE_ETH_IP4;
   }
-  return sluice_judge_call(context, &facts);
+  return sluice_judge_call(context, &facts, 1);
 }
 
 SEC("cgroup/connect4")
@@ -138,13 +145,15 @@ int sluice_cgroup_egress(struct __sk_buff* skb) {
     reason = SLUICE_REASON_ALLOW_DISABLED;
   } else {
     reason = sluice_read_packet(skb, 0, bpf_ntohs((__u16)skb->protocol), &facts, 0);
+    if (reason == SLUICE_OK) reason = sluice_judge_loop_query(skb, slot, index, word, &facts);
     if (reason == SLUICE_OK)
       reason = sluice_on_own_loopback(skb, word) ? SLUICE_REASON_ALLOW_LOOPBACK
                                                  : (__u32)sluice_verdict(slot, &facts, word);
   }
   if (!sluice_conclude(slot, index, word, &facts, reason, skb->len, skb->ifindex))
     return SLUICE_CGROUP_DENY;
-  if (reason != SLUICE_REASON_ALLOW_REPLY) sluice_note_outbound(slot, word, &facts);
+  if (reason != SLUICE_REASON_ALLOW_REPLY && reason != SLUICE_REASON_ALLOW_DNS)
+    sluice_note_outbound(slot, word, &facts);
   return SLUICE_CGROUP_ALLOW;
 }
 
@@ -158,6 +167,7 @@ int sluice_cgroup_ingress(struct __sk_buff* skb) {
   struct sluice_facts facts = {};
   if (sluice_read_packet(skb, 0, bpf_ntohs((__u16)skb->protocol), &facts, 0) != SLUICE_OK)
     return SLUICE_CGROUP_ALLOW;
+  if (sluice_is_answer(slot->word, &facts)) return SLUICE_CGROUP_ALLOW;
   if (sluice_opens_flow(slot, &facts, &key)) sluice_note_flow(&key, SLUICE_FLOW_INBOUND);
   return SLUICE_CGROUP_ALLOW;
 }

@@ -317,6 +317,18 @@ struct sluice_stream {
   __u32 reserved;
   __u8 asked[16]; /* the server that the workload named; from a cgroup another than the key's */
 };
+/* In the storage of a workload's socket (cgroups): the servers that it asked, and by way of which
+ * of the resolver's addresses. `turn` grows with each question; 0: not used. */
+#define SLUICE_ASKED_SERVERS 4
+struct sluice_asked {
+  __u32 turns;
+  __u32 reserved;
+  struct {
+    __u8 address[16];
+    __u32 turn;
+    __u32 host; /* N */
+  } servers[SLUICE_ASKED_SERVERS];
+};
 /* In the storage of a resolver's listener, and copied to each connection it accepts. */
 struct sluice_stream_owner {
   __u32 resolver;   /* index + 1; 0 is nobody's */

@@ -191,6 +191,13 @@ struct {
   __type(value, struct sluice_stream_owner);
 } dns_owners SEC(".maps");
 
+struct {
+  __uint(type, BPF_MAP_TYPE_SK_STORAGE);
+  __uint(map_flags, BPF_F_NO_PREALLOC);
+  __type(key, int);
+  __type(value, struct sluice_asked);
+} dns_asked SEC(".maps");
+
 /* Uplink guard: interfaces of the daemon's namespace whose traffic is not judged. Value: enum
  * sluice_guard_trust. */
 struct {

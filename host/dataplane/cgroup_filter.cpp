@@ -34,6 +34,10 @@ const std::vector<CgroupHook>& cgroup_hooks() {
       {Program::connect6, BPF_CGROUP_INET6_CONNECT, "connect6"},
       {Program::sendmsg4, BPF_CGROUP_UDP4_SENDMSG, "sendmsg4"},
       {Program::sendmsg6, BPF_CGROUP_UDP6_SENDMSG, "sendmsg6"},
+      {Program::recvmsg4, BPF_CGROUP_UDP4_RECVMSG, "recvmsg4"},
+      {Program::recvmsg6, BPF_CGROUP_UDP6_RECVMSG, "recvmsg6"},
+      {Program::getpeername4, BPF_CGROUP_INET4_GETPEERNAME, "getpeername4"},
+      {Program::getpeername6, BPF_CGROUP_INET6_GETPEERNAME, "getpeername6"},
   };
   return hooks;
 }

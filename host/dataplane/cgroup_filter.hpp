@@ -1,4 +1,4 @@
-// The programs of one cgroup: six pinned links. Egress first: from its first moment on, nothing
+// The programs of one cgroup: ten pinned links. Egress first: from its first moment on, nothing
 // passes that is not judged.
 #pragma once
 

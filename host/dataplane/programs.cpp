@@ -77,6 +77,7 @@ std::array<MapEntry, static_cast<std::size_t>(Map::count)> maps_of(sluice_bpf* s
            {Map::dns_budgets, maps.dns_budgets},
            {Map::dns_streams, maps.dns_streams},
            {Map::dns_owners, maps.dns_owners},
+           {Map::dns_asked, maps.dns_asked},
            {Map::trusted_interfaces, maps.trusted_interfaces},
            {Map::guarded_cgroups, maps.guarded_cgroups}}};
 }
@@ -97,6 +98,10 @@ std::array<ProgramEntry, static_cast<std::size_t>(Program::count)> programs_of(
            {Program::connect6, programs.sluice_connect6},
            {Program::sendmsg4, programs.sluice_sendmsg4},
            {Program::sendmsg6, programs.sluice_sendmsg6},
+           {Program::recvmsg4, programs.sluice_recvmsg4},
+           {Program::recvmsg6, programs.sluice_recvmsg6},
+           {Program::getpeername4, programs.sluice_getpeername4},
+           {Program::getpeername6, programs.sluice_getpeername6},
            {Program::uplink_ethernet, programs.sluice_uplink_ethernet},
            {Program::uplink_raw_ip, programs.sluice_uplink_raw_ip},
            {Program::guard_cgroup, programs.sluice_guard_cgroup},

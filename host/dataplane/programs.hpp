@@ -34,6 +34,10 @@ enum class Program : std::uint8_t {
   connect6,
   sendmsg4,
   sendmsg6,
+  recvmsg4,
+  recvmsg6,
+  getpeername4,
+  getpeername6,
   uplink_ethernet,
   uplink_raw_ip,
   guard_cgroup,
@@ -65,6 +69,7 @@ enum class Map : std::uint8_t {
   dns_budgets,
   dns_streams,
   dns_owners,
+  dns_asked,
   trusted_interfaces,
   guarded_cgroups,
   count

@@ -214,6 +214,15 @@ std::vector<inet_diag_req_v2> connections(int netlink, std::uint8_t family,
   }
 }
 
+bool is_resolver(const std::uint8_t* address) {
+  std::uint32_t net4 = 0;
+  std::uint64_t net6 = 0;
+  std::memcpy(&net4, address + 12, 4);
+  std::memcpy(&net6, address, 8);
+  return sluice_is_mapped(address) ? ntohl(net4) >> 8 == SLUICE_RESOLVER_NET4 >> 8
+                                   : be64toh(net6) == SLUICE_RESOLVER_NET6;
+}
+
 bool is_denied(const SeverRequest& request, const inet_diag_req_v2& connection) {
   sluice_facts facts{};
   facts.protocol = IPPROTO_TCP;
@@ -232,6 +241,8 @@ bool is_denied(const SeverRequest& request, const inet_diag_req_v2& connection) 
     std::memcpy(facts.destination, to, 16);
     facts.family = sluice_is_mapped(facts.destination) ? 4 : 6;
   }
+  if (facts.destination_port == SLUICE_DNS_PORT && is_resolver(facts.destination))
+    return false;  // led there by us
   return judge_live(*request.programs, request.slot, facts) >= SLUICE_REASON_DENY_NO_ATTACHMENT;
 }
 
