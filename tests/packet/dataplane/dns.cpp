@@ -4,6 +4,9 @@
 #include "packet/dataplane/dns.hpp"
 
 #include <doctest/doctest.h>
+#include <fcntl.h>
+#include <linux/if_tun.h>
+#include <sys/ioctl.h>
 
 #include "packet/dataplane/policies.hpp"
 
@@ -109,6 +112,99 @@ TEST_CASE("routes are made once, adopted, and go with the last resolver") {
   }
   REQUIRE(routed.plane->end_serving());
   CHECK(rules() == "0");
+  {
+    const Resolver resolver(*routed.plane);
+    CHECK(rules() != "0");
+  }
+  routed.plane.reset();
+  REQUIRE(KernelDataPlane::detach_all(routed.lab.config));
+  CHECK(rules() == "0");
+}
+
+TEST_CASE("sockets that could not do their work are refused, and what served goes on") {
+  Routed routed;
+  const Resolver resolver(*routed.plane);
+  const auto refused = [&](const Fd& fd) {
+    const int sockets[] = {fd.get()};
+    const auto served = routed.plane->serve(0, sockets);
+    return served ? std::string("served") : served.error().message;
+  };
+  const auto contains = [](const std::string& text, const char* part) {
+    CHECK_MESSAGE(text.find(part) != std::string::npos, text);
+  };
+  const int on = 1;
+  Fd opaque(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  sockaddr_in at{.sin_family = AF_INET, .sin_port = htons(53), .sin_addr = {}, .sin_zero = {}};
+  at.sin_addr.s_addr = htonl(SLUICE_RESOLVER_NET4 | 9);
+  REQUIRE(bind(opaque.get(), reinterpret_cast<sockaddr*>(&at), sizeof(at)) == 0);
+  contains(refused(opaque), "IP_TRANSPARENT");
+  const Fd grouped = Resolver::open(AF_INET, SOCK_DGRAM, 10);
+  setsockopt(grouped.get(), SOL_SOCKET, SO_REUSEPORT, &on, sizeof(on));
+  contains(refused(grouped), "SO_REUSEPORT");
+  contains(refused(Fd(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0))), "port 0");
+  Fd elsewhere(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  at.sin_addr.s_addr = htonl(0x7f000001);
+  REQUIRE(bind(elsewhere.get(), reinterpret_cast<sockaddr*>(&at), sizeof(at)) == 0);
+  contains(refused(elsewhere), "127.83.76.1");
+  contains(refused(Fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0))), "no UDP or TCP");
+  CHECK(routed.lab.ask("udp", "8.8.8.8") == answer_to(routed.guest, "8.8.8.8"));
+}
+
+TEST_CASE("each attachment asks the resolver of its wire, and more workers share the questions") {
+  Routed routed;
+  const Resolver first(*routed.plane, 0, 1), second(*routed.plane, 1, 20, 3);
+  CHECK(routed.lab.ask("udp", "8.8.8.8") == answer_to(routed.guest, "8.8.8.8"));
+  CHECK(first.answered() == 1);
+  DnsLab::publish(*routed.plane, routed.guest.slot, redirected(1));
+  for (int i = 0; i < 6; ++i) {
+    CHECK(routed.lab.ask("udp", "8.8.8.8") == answer_to(routed.guest, "8.8.8.8"));
+    CHECK(routed.lab.ask("tcp", "2001:4860::8888") == answer_to(routed.guest, "2001:4860::8888"));
+  }
+  CHECK(first.answered() == 1);
+  CHECK(second.answered() == 12);
+}
+
+TEST_CASE("a question in fragments is no question: policy judges it") {
+  Routed routed;
+  const Resolver resolver(*routed.plane);
+  CHECK(routed.lab.ask("udp-large", "9.9.9.9").starts_with("TimeoutError"));
+  CHECK(resolver.answered() == 0);
+  CHECK(routed.lab.sent_by_uplink() == 0);
+}
+
+TEST_CASE("a question to a multicast group or a broadcast address has no server") {
+  Routed routed;
+  const Resolver resolver(*routed.plane);
+  for (const char* group : {"224.0.0.251", "ff02::fb%guest0"})
+    CHECK(routed.lab.ask("udp", group).starts_with("TimeoutError"));
+  CHECK(resolver.answered() == 0);
+}
+
+TEST_CASE("a device without an Ethernet header is redirected too") {
+  DnsLab lab;
+  auto plane = lab.open();
+  const Fd tun(open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK));
+  ifreq request{};
+  request.ifr_flags = IFF_TUN | IFF_NO_PI;
+  std::strcpy(request.ifr_name, "tun0");
+  REQUIRE(ioctl(tun.get(), TUNSETIFF, &request) == 0);
+  Lab::run("ip addr add 10.9.0.1 peer 10.9.0.2 dev tun0; ip link set tun0 up");
+  const auto guest = DnsLab::attach(*plane, "tun0");
+  DnsLab::publish(*plane, guest.slot, redirected());
+  const Resolver resolver(*plane);
+  // IPv4 from 10.9.0.2 to 8.8.8.8, UDP from 4000 to 53 without a checksum, "who".
+  const unsigned char packet[] = {0x45, 0,  0, 31, 0, 1, 0,   0,   64, 17, 0x60,
+                                  0xb3, 10, 9, 0,  2, 8, 8,   8,   8,  15, 160,
+                                  0,    53, 0, 11, 0, 0, 'w', 'h', 'o'};
+  REQUIRE(write(tun.get(), packet, sizeof(packet)) == sizeof(packet));
+  std::string answer;
+  for (int i = 0; i < 200 && answer.empty(); ++i) {
+    char data[1500];
+    const ssize_t got = read(tun.get(), data, sizeof(data));
+    if (got > 28 && data[9] == 17 && data[12] == 8) answer.assign(data + 28, data + got);
+    if (got < 0) usleep(10000);
+  }
+  CHECK(answer == answer_to(guest, "8.8.8.8"));
 }
 
 // ---- ports of a bridge --------------------------------------------------------------------------

@@ -42,11 +42,11 @@ import socket, sys
 protocol, server, source, port = sys.argv[1], sys.argv[2], sys.argv[3].strip("-"), int(sys.argv[4])
 family = socket.AF_INET6 if ":" in server else socket.AF_INET
 try:
-    s = socket.socket(family, socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM)
+    s = socket.socket(family, socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM)
     s.settimeout(1)
     if source or port: s.bind((source, port))
-    if protocol == "udp":
-        s.sendto(b"who am I", (server, 53))
+    if protocol != "tcp":
+        s.sendto(b"who am I" * (500 if protocol == "udp-large" else 1), (server, 53))
         answer, peer = s.recvfrom(500)
         assert peer[:2] == (server, 53), peer
     else:
@@ -184,6 +184,8 @@ class Resolver {
   Resolver(const Resolver&) = delete;
   Resolver& operator=(const Resolver&) = delete;
 
+  [[nodiscard]] int answered() const { return answered_; }
+
   static Fd open(int family, int type, int host) {
     const int on = 1;
     Fd fd(socket(family, type | SOCK_CLOEXEC, 0));
@@ -236,7 +238,7 @@ class Resolver {
     return buffer;
   }
 
-  static void datagram(int fd) {
+  void datagram(int fd) {
     char data[512], control[256];
     sockaddr_storage peer{};
     iovec vector{data, sizeof(data)};
@@ -282,10 +284,11 @@ class Resolver {
       *at = {CMSG_LEN(sizeof(info6)), SOL_IPV6, IPV6_PKTINFO};
       std::memcpy(CMSG_DATA(at), &info6, sizeof(info6));
     }
+    answered_ += 1;
     if (sendmsg(fd, &message, 0) < 0) perror("answer");
   }
 
-  void stream(int listener) const {
+  void stream(int listener) {
     const Fd fd(accept4(listener, nullptr, nullptr, SOCK_CLOEXEC));
     if (!fd) return;
     const auto asker = plane_.asker_of_stream(fd.get());
@@ -299,11 +302,12 @@ class Resolver {
     char data[64];
     pollfd ready{fd.get(), POLLIN, 0};
     if (poll(&ready, 1, 5000) == 1 && recv(fd.get(), data, sizeof(data), 0) > 0)
-      send(fd.get(), answer.data(), answer.size(), MSG_NOSIGNAL);
+      answered_ += send(fd.get(), answer.data(), answer.size(), MSG_NOSIGNAL) > 0 ? 1 : 0;
   }
 
   KernelDataPlane& plane_;
   std::vector<Fd> sockets_;
+  std::atomic<int> answered_{0};
   std::jthread thread_;
 };
 
