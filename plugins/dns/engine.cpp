@@ -107,7 +107,8 @@ void Engine::set_tenant(const TenantState& state) {
   reports_.flush();  // they speak of the former rules' patterns
   auto& tenant = tenants_[state.attachment];
   // What a decider said was said beside the rules of that time.
-  tenant = Tenant{.state = state, .decisions = {}, .no_decider_until = {}};
+  tenant =
+      Tenant{.state = state, .decisions = {}, .no_decider_until = {}, .dropped = tenant.dropped};
   if (!held_.empty() && !is_unsettled(tenant)) let_go(state.attachment, now_);
 }
 
@@ -127,7 +128,7 @@ void Engine::ask(std::uint64_t attachment, const Client& client, Bytes message) 
     place = tenant->state.budget->admit(boot_);
     // A flood is dropped unread: answering it would be work as well.
     if (!place && place.cap() == Cap::rate) {
-      ++counters_.by_verdict[SLUICE_QUERY_LIMITED];
+      count_dropped(*tenant);
       return around_.outlet.drop(client);
     }
   }
@@ -160,6 +161,28 @@ void Engine::ask(std::uint64_t attachment, const Client& client, Bytes message) 
   decide(asked, std::move(place));
 }
 
+// One report for all of a second: a flood is no flood of reports.
+void Engine::count_dropped(Tenant& tenant) {
+  ++counters_.by_verdict[SLUICE_QUERY_LIMITED];
+  if (tenant.dropped++ != 0) return;
+  around_.timers.add({.due = now_ + kSecond,
+                      .kind = static_cast<std::uint32_t>(TimerKind::dropped),
+                      .index = 0,
+                      .generation = tenant.state.attachment});
+}
+
+void Engine::report_dropped(std::uint64_t attachment) {
+  auto* const tenant = this->tenant(attachment);
+  if (tenant == nullptr) return;
+  auto& report = reports_.add(Name());
+  report.attachment = attachment;
+  report.time = static_cast<std::uint64_t>(boot_.time_since_epoch().count());
+  report.verdict = SLUICE_QUERY_LIMITED;
+  report.count = std::exchange(tenant->dropped, 0u);
+  const auto why = describe(Cap::rate);
+  report.reason = {why.data(), why.size()};
+}
+
 // No rules may mean that its source has not spoken yet: an answer would be a wrong one.
 bool Engine::is_unsettled(const Tenant& tenant) const {
   return boot_ < tenant.state.settled && (!tenant.state.rules || tenant.state.rules->size() == 0);
@@ -172,7 +195,7 @@ void Engine::hold(std::uint64_t attachment, const Client& client, Bytes message)
                    .client = client,
                    .message = {message.begin(), message.end()}});
   around_.timers.add({.due = now_ + kHold,
-                      .kind = static_cast<std::uint32_t>(TimerKind::housekeeping),
+                      .kind = static_cast<std::uint32_t>(TimerKind::held),
                       .index = 0,
                       .generation = now_});
 }
@@ -533,8 +556,10 @@ void Engine::on_timer(const TimerWheel::Entry& entry) {
       return upstream_.on_timer(entry, now_);
     case TimerKind::decision:
       return decided(entry.generation, nullptr);
-    case TimerKind::housekeeping:
+    case TimerKind::held:
       return let_go(0, entry.generation);
+    case TimerKind::dropped:
+      return report_dropped(entry.generation);
     default:
       return;
   }

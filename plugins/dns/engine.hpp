@@ -165,6 +165,8 @@ class Engine final : private UpstreamOwner {
   [[nodiscard]] bool lets_type(const Tenant& tenant, const Ruling& ruling,
                                std::uint16_t type) const;
 
+  void count_dropped(Tenant& tenant);
+  void report_dropped(std::uint64_t attachment);
   [[nodiscard]] bool is_unsettled(const Tenant& tenant) const;
   void hold(std::uint64_t attachment, const Client& client, Bytes message);
   // Asks again what was held for the attachment (0: for all) since before `until`, monotonic ns.

@@ -150,7 +150,31 @@ void DnsPlugin::on_timer(std::uint64_t id) {
     return;
   }
   budgets_.sweep(now());
+  tell_counters();
   set_timer(kSweep, kSweepEvery);
+}
+
+// What has no query of its own to be reported with.
+void DnsPlugin::tell_counters() {
+  std::uint64_t queries = 0, unknown = 0, unsent = 0, foreign = 0, timed_out = 0;
+  for (const auto& worker : workers_) {
+    const auto counters = worker->counters();
+    queries += counters.engine.queries;
+    unknown += counters.unknown_askers;
+    unsent += counters.unsent;
+    foreign += counters.upstream.foreign;
+    timed_out += counters.upstream.timed_out;
+  }
+  if (queries == told_queries_ && unknown == told_unknown_) return;
+  told_queries_ = queries;
+  told_unknown_ = unknown;
+  const auto cache = cache_.statistics();
+  log(sdk::LogLevel::debug,
+      std::to_string(queries) + " questions, " + std::to_string(cache.hits) + " from memory (" +
+          std::to_string(cache.entries) + " answers, " + std::to_string(cache.bytes >> 10) +
+          " KiB), " + std::to_string(unknown) + " from nobody known, " + std::to_string(unsent) +
+          " answers not sent; upstreams: " + std::to_string(timed_out) + " unanswered, " +
+          std::to_string(foreign) + " messages that answer no question of ours");
 }
 
 bool DnsPlugin::reconfigure(const sdk::Config& config) {

@@ -116,6 +116,7 @@ class DnsPlugin : public sdk::Plugin, public sdk::Resolver, private HostSide {
   };
 
   void open_sockets();
+  void tell_counters();
   void publish(const Attachment& attachment);
   void forget(sdk::AttachmentId id);
   void settle_pushed(std::uint64_t push_id, const sdk::Answer& answer);
@@ -142,6 +143,7 @@ class DnsPlugin : public sdk::Plugin, public sdk::Resolver, private HostSide {
   std::map<sdk::AttachmentId, Attachment> attachments_;
   std::vector<ListenerSet> sockets_;
   std::vector<std::unique_ptr<Worker>> workers_;
+  std::uint64_t told_queries_ = 0, told_unknown_ = 0;
 };
 
 }  // namespace sluice::dns

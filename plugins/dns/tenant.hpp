@@ -45,6 +45,7 @@ struct Tenant {
   TenantState state;
   std::unordered_map<std::uint64_t, KeptDecision> decisions;  // by hash of name and type
   sdk::Time no_decider_until{};
+  std::uint32_t dropped = 0;  // unread, over its rate, and not reported yet
 };
 
 }  // namespace sluice::dns

@@ -46,9 +46,9 @@ enum class TimerKind : std::uint32_t {
   exchange,
   upstream_stream,
   client_stream,
-  waiter,
   decision,
-  housekeeping
+  held,
+  dropped
 };
 
 struct UpstreamSettings {
