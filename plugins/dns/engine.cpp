@@ -353,6 +353,7 @@ void Engine::decided(std::uint64_t query_id, DecisionPtr decision) {
     asked.decision = decision;
     decide(asked, std::move(place));
   });
+  reports_.flush();  // they may speak in the decision's words, which end with it
 }
 
 void Engine::give_decided_addresses(Asked& asked, const Ruling& ruling) {
