@@ -18,8 +18,8 @@ using sdk::Time;
 constexpr std::size_t kAllocation = 16;  // what malloc adds to a block
 constexpr std::uint64_t kNobody = 0;     // holds what attachments that are gone have brought in
 constexpr unsigned kAccountsAsked = 4;   // beside the inserting one, when room is needed
-constexpr unsigned kSpared =
-    64;  // in a row; then one goes even if it was asked for: bounds the time under the lock
+// In a row; then one goes even if it was asked for. Bounds the time under the lock.
+constexpr unsigned kSpared = 64;
 
 std::size_t heap_of(const CachedAnswer& answer) {
   return sizeof(answer) + answer.message.capacity() +

@@ -4,19 +4,19 @@
 //   if (auto answer = cache.find({name, type, kClassIn, dnssec_ok, checking_disabled}, asker, now))
 //     ...                     // judge chain and grants by the asker's rules, push, then send
 //   else                      // ask upstream, then
-//     cache.store(key, std::move(answer), {asker, by_wildcard}, now);
+//     cache.store(key, std::move(answer), {asker, by_wildcard}, ttl, now);
 //
 // What is in the cache has been judged for nobody: each asker's rules are asked about the name
 // before find() and about chain and addresses after it.
 //
 // A guest must not fill it so that others suffer:
-//   - What only a wildcard allows is unbounded in number and goes to a part of its own
-//   (`trial_share`), where
-//     it displaces only its like. It moves to the main part when *another* attachment asks for it.
-//   - Every entry is on the account of the attachment that brought it in. When room is needed, the
-//   inserting
-//     attachment's account is compared with a few others', and the largest gives, oldest first,
-//     those asked for since last time spared once. So a flooder soon displaces itself.
+//
+// - What only a wildcard allows is unbounded in number and goes to a part of its own, where it
+//   displaces only its like. It moves to the main part when *another* attachment asks for it.
+//
+// - Every entry is on the account of the attachment that brought it in. When room is needed, the
+//   inserting attachment's account is compared with a few others', and the largest gives, oldest
+//   first; what was asked for since it was last spared is spared. So a flooder displaces itself.
 //
 // Whether a name is here can be told by timing: who shares a resolver can learn that somebody
 // asked.

@@ -72,6 +72,10 @@ std::uint64_t tag_of(std::uint64_t hash) {
   return hash << 32;
 }
 
+constexpr std::size_t words(std::size_t bytes) {
+  return (bytes + 3) / 4;
+}
+
 constexpr std::uint32_t kExpiring = 1u << 31;  // in a list's count of denies
 
 }  // namespace
@@ -104,18 +108,20 @@ DomainIndex DomainIndex::Builder::build() {
     for (const Entry& entry : entries_) index.expires_[entry.rule] = entry.expires;
   }
   std::vector<const Entry*> chosen;
+  std::vector<std::uint32_t> records;
   for (std::size_t first = 0, last = 0; first < entries_.size(); first = last) {
     const Bytes name = name_of(entries_[first]);
     while (last < entries_.size() && std::ranges::equal(name_of(entries_[last]), name)) ++last;
-    Node node{.name = static_cast<std::uint32_t>(index.names_.size()),
-              .lists = static_cast<std::uint32_t>(index.lists_.size()),
-              .name_size = static_cast<std::uint8_t>(name.size())};
-    index.names_.insert(index.names_.end(), name.begin(), name.end());
+    const auto record = static_cast<std::uint32_t>(index.records_.size());
+    records.push_back(record);
+    index.records_.push_back(static_cast<std::uint32_t>(name.size()));
+    index.records_.resize(index.records_.size() + words(name.size()));
+    std::memcpy(&index.records_[record + 1], name.data(), name.size());
     const auto add = [&](List list, auto belongs) {
       chosen.clear();
       for (std::size_t i = first; i < last; ++i)
         if (belongs(entries_[i].reach)) chosen.push_back(&entries_[i]);
-      if (!chosen.empty()) index.add_list(node, list, chosen);
+      if (!chosen.empty()) index.add_list(record, list, chosen);
     };
     add(List::exact, [](Reach reach) { return reach == Reach::exact; });
     add(List::apex, [](Reach reach) { return reach == Reach::with_below; });
@@ -123,17 +129,15 @@ DomainIndex DomainIndex::Builder::build() {
     const unsigned depth = labels_of(name);
     index.depths_.set(depth);
     index.deepest_ = std::max(index.deepest_, depth);
-    index.nodes_.push_back(node);
   }
-  index.build_table();
-  index.nodes_.shrink_to_fit();
-  index.names_.shrink_to_fit();
-  index.lists_.shrink_to_fit();
+  index.build_table(records);
+  index.records_.shrink_to_fit();
   *this = {};
   return index;
 }
 
-void DomainIndex::add_list(Node& node, List list, std::vector<const Builder::Entry*>& entries) {
+void DomainIndex::add_list(std::uint32_t record, List list,
+                           std::vector<const Builder::Entry*>& entries) {
   std::ranges::stable_sort(entries, [](const Builder::Entry* a, const Builder::Entry* b) {
     return std::tuple(!a->deny, b->expires) < std::tuple(!b->deny, a->expires);
   });
@@ -141,34 +145,34 @@ void DomainIndex::add_list(Node& node, List list, std::vector<const Builder::Ent
       std::ranges::count_if(entries, [](const auto* entry) { return entry->deny; }));
   const bool expiring =
       std::ranges::any_of(entries, [](const auto* entry) { return entry->expires != kNever; });
-  node.present |= list;
-  lists_.push_back(denies | (expiring ? kExpiring : 0));
-  lists_.push_back(static_cast<std::uint32_t>(entries.size()) - denies);
-  for (const auto* entry : entries) lists_.push_back(entry->rule);
+  records_[record] |= std::uint32_t{list} << 8;
+  records_.push_back(denies | (expiring ? kExpiring : 0));
+  records_.push_back(static_cast<std::uint32_t>(entries.size()) - denies);
+  for (const auto* entry : entries) records_.push_back(entry->rule);
 }
 
-void DomainIndex::build_table() {
-  if (nodes_.empty()) return;
-  const std::size_t size = std::bit_ceil(nodes_.size() * 2);
+void DomainIndex::build_table(std::span<const std::uint32_t> records) {
+  bases_ = records.size();
+  if (records.empty()) return;
+  const std::size_t size = std::bit_ceil(records.size() * 2);
   shift_ = 64 - static_cast<unsigned>(std::countr_zero(size));
   table_.assign(size, 0);
-  for (std::size_t i = 0; i < nodes_.size(); ++i) {
-    const std::uint64_t hash = hash_of(base_name(static_cast<std::uint32_t>(i)));
+  for (const std::uint32_t record : records) {
+    const std::uint64_t hash = hash_of(base_name(record));
     std::size_t at = hash >> shift_;
     while (table_[at] != 0) at = (at + 1) & (size - 1);
-    table_[at] = tag_of(hash) | (i + 1);
+    table_[at] = tag_of(hash) | (record + 1);
   }
 }
 
-const DomainIndex::Node* DomainIndex::find(std::uint64_t hash, Bytes name) const noexcept {
+const std::uint32_t* DomainIndex::find(std::uint64_t hash, Bytes name) const noexcept {
   for (std::size_t at = hash >> shift_;; at = (at + 1) & (table_.size() - 1)) {
     const std::uint64_t slot = table_[at];
     if (slot == 0) return nullptr;
     if ((slot & kTag) != tag_of(hash)) continue;
-    const Node& node = nodes_[static_cast<std::uint32_t>(slot) - 1];
-    if (node.name_size == name.size() &&
-        std::memcmp(names_.data() + node.name, name.data(), name.size()) == 0)
-      return &node;
+    const std::uint32_t* record = &records_[static_cast<std::uint32_t>(slot) - 1];
+    if ((record[0] & 0xff) == name.size() && std::memcmp(record + 1, name.data(), name.size()) == 0)
+      return record;
   }
 }
 
@@ -179,11 +183,12 @@ std::span<const std::uint32_t> DomainIndex::live(std::span<const std::uint32_t> 
   return rules.first(static_cast<std::size_t>(end - rules.begin()));
 }
 
-Match DomainIndex::read(const Node& node, List list, sdk::Time now) const noexcept {
-  if ((node.present & list) == 0) return {};
-  const std::uint32_t* at = lists_.data() + node.lists;
+Match DomainIndex::read(const std::uint32_t* record, List list, sdk::Time now) const noexcept {
+  const std::uint32_t present = record[0] >> 8;
+  if ((present & list) == 0) return {};
+  const std::uint32_t* at = record + 1 + words(record[0] & 0xff);
   for (unsigned before = 1; before < list; before <<= 1)
-    if ((node.present & before) != 0) at += 2 + (at[0] & ~kExpiring) + at[1];
+    if ((present & before) != 0) at += 2 + (at[0] & ~kExpiring) + at[1];
   const bool expiring = (at[0] & kExpiring) != 0;
   std::span<const std::uint32_t> denies(at + 2, at[0] & ~kExpiring);
   std::span<const std::uint32_t> allows(denies.data() + denies.size(), at[1]);
@@ -194,12 +199,12 @@ Match DomainIndex::read(const Node& node, List list, sdk::Time now) const noexce
   if (denies.empty() && allows.empty()) return {};
   return {.verdict = denies.empty() ? Verdict::allow : Verdict::deny,
           .wildcard = list != List::exact,
-          .base = static_cast<std::uint32_t>(&node - nodes_.data()),
+          .base = static_cast<std::uint32_t>(record - records_.data()),
           .rules = denies.empty() ? allows : denies};
 }
 
 Match DomainIndex::match(const Name& name, sdk::Time now) const noexcept {
-  if (nodes_.empty()) return {};
+  if (table_.empty()) return {};
   std::array<std::uint8_t, kMostLabels> starts;
   const auto labels = static_cast<unsigned>(name.label_starts(starts));
   const Bytes wire = name.wire();
@@ -212,15 +217,15 @@ Match DomainIndex::match(const Name& name, sdk::Time now) const noexcept {
   }
   for (unsigned depth = reach; depth != 0; --depth) {
     if (!depths_[depth]) continue;
-    const Node* node = find(hashes[depth], wire.subspan(starts[labels - depth]));
-    if (node == nullptr) continue;
+    const std::uint32_t* record = find(hashes[depth], wire.subspan(starts[labels - depth]));
+    if (record == nullptr) continue;
     if (depth != labels) {
-      if (const Match found = read(*node, List::under, now); found.verdict != Verdict::none)
+      if (const Match found = read(record, List::under, now); found.verdict != Verdict::none)
         return found;
       continue;
     }
     for (const List list : {List::exact, List::apex})
-      if (const Match found = read(*node, list, now); found.verdict != Verdict::none) return found;
+      if (const Match found = read(record, list, now); found.verdict != Verdict::none) return found;
   }
   return {};
 }
@@ -230,12 +235,11 @@ std::uint64_t DomainIndex::base_key(std::uint32_t base) const {
 }
 
 Bytes DomainIndex::base_name(std::uint32_t base) const {
-  return {names_.data() + nodes_[base].name, nodes_[base].name_size};
+  return {reinterpret_cast<const std::uint8_t*>(&records_[base + 1]), records_[base] & 0xff};
 }
 
 std::size_t DomainIndex::bytes() const {
-  return nodes_.capacity() * sizeof(Node) + table_.capacity() * sizeof(table_[0]) +
-         names_.capacity() + lists_.capacity() * sizeof(lists_[0]) +
+  return records_.capacity() * sizeof(records_[0]) + table_.capacity() * sizeof(table_[0]) +
          expires_.capacity() * sizeof(expires_[0]);
 }
 

@@ -89,42 +89,39 @@ class DomainIndex {
   // Wire form.
   [[nodiscard]] Bytes base_name(std::uint32_t base) const;
 
-  [[nodiscard]] std::size_t bases() const { return nodes_.size(); }
+  [[nodiscard]] std::size_t bases() const { return bases_; }
   // Heap held, in bytes.
   [[nodiscard]] std::size_t bytes() const;
 
  private:
-  // A base and the rules at it.
-  struct Node {
-    std::uint32_t name = 0;   // offset into names_
-    std::uint32_t lists = 0;  // offset into lists_
-    std::uint8_t name_size = 0;
-    std::uint8_t present = 0;  // bit of each list there is
-  };
-  // Lists of a node, in this order; each {denies, allows, entries...}, both parts latest expiry
-  // first, so that the live ones come first.
+  // A base and the rules at it, in words that lie together, so that a match takes one cache miss in
+  // the table and one or two here:
+  //   size of the name | bit of each list there is << 8
+  //   the name in wire form, filled up to a word
+  //   the lists in this order, each {denies, allows, entries...}, both kinds of entries with the
+  //   latest expiry first, so that the live ones come first
   enum List : std::uint8_t {
     exact = 1 << 0,  // for the base itself, exact patterns
     apex = 1 << 1,   // for the base itself, "." patterns
     under = 1 << 2,  // for names below, "." and "*." patterns
   };
 
-  void add_list(Node& node, List list, std::vector<const Builder::Entry*>& entries);
-  void build_table();
-  [[nodiscard]] const Node* find(std::uint64_t hash, Bytes name) const noexcept;
-  [[nodiscard]] Match read(const Node& node, List list, sdk::Time now) const noexcept;
+  void add_list(std::uint32_t record, List list, std::vector<const Builder::Entry*>& entries);
+  void build_table(std::span<const std::uint32_t> records);
+  [[nodiscard]] const std::uint32_t* find(std::uint64_t hash, Bytes name) const noexcept;
+  [[nodiscard]] Match read(const std::uint32_t* record, List list, sdk::Time now) const noexcept;
   [[nodiscard]] std::span<const std::uint32_t> live(std::span<const std::uint32_t> rules,
                                                     sdk::Time now) const noexcept;
 
-  std::vector<Node> nodes_;
-  // Open addressing: tag of the hash in the upper half, node + 1 in the lower; 0 is empty.
+  std::vector<std::uint32_t> records_;
+  // Open addressing: tag of the hash in the upper half, place of the record + 1 in the lower; 0 is
+  // empty.
   std::vector<std::uint64_t> table_;
-  unsigned shift_ = 64;  // 64 - log2 of the table's size
-  std::vector<std::uint8_t> names_;
-  std::vector<std::uint32_t> lists_;
+  unsigned shift_ = 64;                  // 64 - log2 of the table's size
   std::vector<sdk::Time> expires_;       // by rule; empty: no rule expires
   std::bitset<kMostLabels + 1> depths_;  // at which there is a base
   unsigned deepest_ = 0;
+  std::size_t bases_ = 0;
 };
 
 }  // namespace sluice::dns

@@ -1,16 +1,18 @@
 // Which answers are in an attachment's kernel map, and until when: a cache hit whose addresses stay
 // there long enough needs no push.
 //
+//   const auto ticket = memory.ticket(id);          // with or before the rules that will decide
+//   ...
 //   if (!memory.suffices(id, answer.id, now + ttl_sent + grace)) {
-//     const auto ticket = memory.ticket(id);        // before the push
 //     host.learn(...);
 //     memory.record(id, ticket, answer.id, until);  // after it
 //   }
 //
 // Whoever takes addresses out of the kernel (rules changed, an address revoked) calls clear()
-// *after* it. A record whose ticket is older than the last clear() is refused, so a push that
-// crossed with a revocation is never taken for one that stands. What is forgotten costs a push
-// more, nothing else.
+// *after* it. A record whose ticket is older than the last clear() is refused. So a push that
+// crossed with a revocation is never taken for one that stands, and, where the ticket came with the
+// rules, none that was judged by former rules for one judged by these. What is forgotten costs a
+// push more, nothing else.
 #pragma once
 
 #include <cstdint>

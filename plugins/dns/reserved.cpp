@@ -47,10 +47,25 @@ constexpr std::array kBlocks4 = std::to_array<Block4>({
     {v4(240, 0, 0, 0), 4, Reserved::future},              // RFC 1112 section 4
 });
 
+// Both halves of an IPv6 address, host order.
+struct Halves {
+  std::uint64_t high = 0, low = 0;
+};
+
+constexpr std::uint64_t half(const std::array<std::uint16_t, 8>& groups, std::size_t first) {
+  return std::uint64_t{groups[first]} << 48 | std::uint64_t{groups[first + 1]} << 32 |
+         std::uint64_t{groups[first + 2]} << 16 | groups[first + 3];
+}
+
 struct Block6 {
-  std::array<std::uint16_t, 8> network;
-  std::uint8_t length;
+  Halves network, mask;
   Reserved kind;
+
+  constexpr Block6(const std::array<std::uint16_t, 8>& groups, unsigned length, Reserved of)
+      : network{half(groups, 0), half(groups, 4)},
+        mask{length == 0 ? 0 : ~std::uint64_t{0} << (length < 64 ? 64 - length : 0),
+             length <= 64 ? 0 : ~std::uint64_t{0} << (128 - length)},
+        kind(of) {}
 };
 
 // IANA IPv6 special-purpose registry (RFC 6890); the first that matches counts.
@@ -95,13 +110,18 @@ bool same_bits(const std::uint8_t* a, const std::uint8_t* b, unsigned length) {
   return length % 8 == 0 || (a[length / 8] ^ b[length / 8]) >> (8 - length % 8) == 0;
 }
 
-bool lies_in(const Address& address, const Block6& block) {
-  std::array<std::uint8_t, 16> network;
+Halves halves_of(const Address& address) {
+  Halves halves;
   for (std::size_t i = 0; i < 8; ++i) {
-    network[2 * i] = static_cast<std::uint8_t>(block.network[i] >> 8);
-    network[2 * i + 1] = static_cast<std::uint8_t>(block.network[i]);
+    halves.high = halves.high << 8 | address.bytes[i];
+    halves.low = halves.low << 8 | address.bytes[i + 8];
   }
-  return same_bits(address.bytes.data(), network.data(), block.length);
+  return halves;
+}
+
+bool lies_in(const Halves& address, const Block6& block) {
+  return ((address.high ^ block.network.high) & block.mask.high) == 0 &&
+         ((address.low ^ block.network.low) & block.mask.low) == 0;
 }
 
 bool covers(const Prefix& range, const Address& address) {
@@ -234,8 +254,9 @@ Reserved reserved_as(const Address& address) {
   }
   // Anything else has no place in an answer; no range opens it, because covers() compares families.
   if (address.family != 6) return Reserved::not_given_out;
+  const Halves halves = halves_of(address);
   for (const Block6& block : kBlocks6)
-    if (lies_in(address, block)) return block.kind;
+    if (lies_in(halves, block)) return block.kind;
   return Reserved::not_given_out;
 }
 

@@ -1,18 +1,18 @@
 // Which addresses are never granted through DNS unless a rule names them in its `ranges`: a public
 // name that resolves to 10.0.0.7 or 169.254.169.254 must open nothing (rebinding).
 //
-//   vet(Address::parse("10.0.0.7"), {}, own)                              //
-//   Reserved::private_network vet(Address::parse("10.0.0.7"), {{Prefix::parse("10.0.0.0/8")}}, own)
-//   // Reserved::ordinary
+//   const auto ten = Prefix::parse("10.0.0.0/8");
+//   vet(Address::parse("10.0.0.7"), {}, own)        // Reserved::private_network
+//   vet(Address::parse("10.0.0.7"), {&ten, 1}, own)  // Reserved::ordinary
 //
 // A range opens only what it names:
-//   - The addresses of cloud metadata services and the host's own are opened by nothing shorter
-//   than a /32
-//     or /128 that is them. Whoever writes 10.0.0.0/8 or fd00::/8 thinks of servers, not of these.
-//   - An address that carries an IPv4 address (NAT64, 6to4, Teredo, mapped, compatible) must be
-//   named as it
-//     stands, and what it carries must be ordinary or named too: the range 64:ff9b::/96 makes DNS64
-//     work and does not open 64:ff9b::10.0.0.7.
+//
+// - The addresses of cloud metadata services and the host's own are opened by nothing shorter than
+//   a /32 or /128 that is them. Whoever writes 10.0.0.0/8 or fd00::/8 thinks of servers, not these.
+//
+// - An address that carries an IPv4 address (NAT64, 6to4, Teredo, mapped, compatible) must be named
+//   as it stands, and what it carries must be ordinary or named too: the range 64:ff9b::/96 makes
+//   DNS64 work and does not open 64:ff9b::10.0.0.7.
 //
 // IPv6 is judged by what is given out: outside 2000::/3 nothing is ordinary. Documentation and
 // benchmarking ranges (192.0.2.0/24, 198.51.100.0/24, 203.0.113.0/24, 198.18.0.0/15, 2001:db8::/32,

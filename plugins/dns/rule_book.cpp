@@ -66,6 +66,7 @@ bool same_terms(const sdk::Rule& a, const sdk::Rule& b) {
 sdk::Rule without_domain(const sdk::Rule& rule) {
   sdk::Rule terms = rule;
   terms.domain = {};
+  terms.id = {};
   return terms;
 }
 

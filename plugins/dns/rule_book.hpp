@@ -33,8 +33,9 @@ namespace sluice::dns {
   return type == 1 || type == 28 || type == 64 || type == 65;  // A, AAAA, SVCB, HTTPS
 }
 
-// What Resolver::domain_rules brought, in the same order: a rule's number here is the one that
-// learn() takes. Immutable.
+// What Resolver::domain_rules brought, in the same order: a rule's number is its place in that
+// list. The ids by which learn() knows the rules are the attachment's own, and no part of this.
+// Immutable.
 class RuleSet {
  public:
   explicit RuleSet(std::span<const sdk::Rule> rules);
