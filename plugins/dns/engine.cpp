@@ -304,7 +304,7 @@ void Engine::ask_decider(Asked& asked, AttachmentBudget::Place place) {
       asked.tenant.no_decider_until = boot_ + kNoDecider;
       return go_on(asked, rule_on(asked.tenant, question.name, nullptr, false), std::move(place));
     case AskResult::down:
-      return fail(asked, ede::not_ready, "the decider of this workload does not run");
+      return fail(asked, ede::not_ready, "the decider of this workload takes no question now");
     case AskResult::asked:
       break;
   }

@@ -355,17 +355,19 @@ class Worker::Loop final : private Outlet, private StreamOwner {
         return;
       }
       const auto attachment = host_.asker_of_stream(fd.get());
-      auto* const tenant = attachment == 0 ? nullptr : engine_.tenant(attachment);
-      if (tenant == nullptr) {
+      if (attachment == 0) {
         ++unknown_;
         continue;
       }
-      AttachmentBudget::Place place;
-      if (tenant->state.budget) {
-        place = tenant->state.budget->connect();
-        if (!place) continue;
+      // One that the engine does not know yet has its questions held, like those by UDP.
+      StreamPlace place;
+      if (const auto* const tenant = engine_.tenant(attachment))
+        place.budget = tenant->state.budget;
+      if (place.budget) {
+        place.place = place.budget->connect();
+        if (!place.place) continue;
       }
-      streams_.add(std::move(fd), attachment, {tenant->state.budget, std::move(place)}, now_);
+      streams_.add(std::move(fd), attachment, std::move(place), now_);
     }
   }
 

@@ -825,6 +825,15 @@ TEST_CASE("a question that comes before its attachment's rules waits for them") 
     lab.host.domain_rules({1}, {allow("www.example")});
     CHECK(guest.receive().answers.size() == 1);
   }
+  SUBCASE("by TCP too") {
+    lab.host.set_streams({1});
+    Guest stream(lab, 1, true);
+    stream.send("www.example", type::a);
+    CHECK(other.ask("www.example", type::a).rcode == 0);
+    lab.attach(1, {allow("www.example")});
+    CHECK(stream.receive().answers.size() == 1);
+    CHECK(guest.receive().answers.size() == 1);
+  }
   SUBCASE("never ruled: after a while that is the answer") {
     lab.host.add_attachment({.id = {1}, .mode = sdk::Mode::block_all});
     lab.host.domain_rules({1}, {});
