@@ -71,17 +71,17 @@ struct RuleId {
 
 struct Rule {
   Action action = Action::deny;
-  std::optional<Prefix> prefix;  // exactly one of prefix and domain is set
-  std::string domain;            // pattern: "pypi.org", "*.pypi.org", ".pypi.org"
-  std::vector<PortRange> ports;  // empty: every protocol and port
-  BootTime expires;              // never, or the moment it ends (kernel clock)
-  std::string name;              // for reports: who or what line it came from
+  std::optional<Prefix> prefix{};  // exactly one of prefix and domain is set
+  std::string domain{};            // pattern: "pypi.org", "*.pypi.org", ".pypi.org"
+  std::vector<PortRange> ports{};  // empty: every protocol and port
+  BootTime expires{};              // never, or the moment it ends (kernel clock)
+  std::string name{};              // for reports: who or what line it came from
   // Of domain rules that allow.
-  std::vector<Prefix> ranges;        // reserved ranges whose addresses it may grant
-  std::vector<std::uint16_t> types;  // RR types let through beside A, AAAA, HTTPS and SVCB
-  bool public_suffix = false;        // its pattern may cover a public suffix ("*.com")
+  std::vector<Prefix> ranges{};        // reserved ranges whose addresses it may grant
+  std::vector<std::uint16_t> types{};  // RR types let through beside A, AAAA, HTTPS and SVCB
+  bool public_suffix = false;          // its pattern may cover a public suffix ("*.com")
 
-  RuleId id;  // in DomainRules only
+  RuleId id{};  // in DomainRules only
 
   bool operator==(const Rule&) const = default;
   // Whether it opens and refuses the same: its name and its end aside.
