@@ -15,7 +15,8 @@ namespace sluice {
 
 class AskerTable {
  public:
-  // `resolver`: the instance that its wire sends port 53 to. Nobody else learns who it is.
+  // `resolver`: the instance that its wire sends port 53 to. Nobody else learns who it is. Empty:
+  // its wire is not known yet, and whoever was asked may hold the question until it is.
   void put(std::uint32_t mark, AttachmentId id, const std::string& resolver) {
     const std::unique_lock lock(mutex_);
     entries_[mark] = {id, resolver};
@@ -29,7 +30,9 @@ class AskerTable {
                                                  const std::string& resolver) const {
     const std::shared_lock lock(mutex_);
     const auto entry = entries_.find(mark);
-    if (entry == entries_.end() || entry->second.resolver != resolver) return std::nullopt;
+    if (entry == entries_.end() ||
+        !(entry->second.resolver.empty() || entry->second.resolver == resolver))
+      return std::nullopt;
     return entry->second.id;
   }
 

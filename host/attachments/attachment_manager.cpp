@@ -212,6 +212,8 @@ AttachmentManager::AttachmentManager(DataPlane& plane, Wiring wiring, Attachment
     auto& attachment = insert(kernel);
     attachment.target = target_of(kernel);
     by_target_.emplace(target_key(attachment.target), &attachment);
+    // Questions that waited in kept sockets are read before any discovery claims their asker.
+    if (attachment.asker_mark != 0) askers_.put(attachment.asker_mark, attachment.id, {});
     unclaimed_ += 1;
   }
   if (auto image = cache_.image({}, wiring_.floor, clock_())) floor_only_ = std::move(*image);

@@ -99,6 +99,25 @@ TEST_CASE("only the resolver of its wire learns whose mark it is, and nobody aft
   CHECK(stage.manager.asker_of_stream("dns", 5).error().code == ENOENT);
 }
 
+TEST_CASE("a question that waited for the next daemon has an asker before a discovery claims it") {
+  auto kernel = std::make_shared<FakeKernel>();
+  std::uint32_t mark = 0;
+  AttachmentId id;
+  {
+    Stage first(config_of({wire({"static", "dns"})}), kernel);
+    id = first.attach(tap("tap1", 7));
+    mark = first.in_kernel(id).attachment.asker_mark;
+  }
+  Stage next(config_of({wire({"static", "dns"})}), kernel);
+  next.manager.instance("dns", kResolver, InstanceState::starting);
+  next.manager.instance("other", kResolver, InstanceState::starting);
+  REQUIRE(next.manager.asker_of_mark("dns", mark));
+  CHECK(*next.manager.asker_of_mark("dns", mark) == id);
+  CHECK(next.attach(tap("tap1", 7)) == id);
+  CHECK(*next.manager.asker_of_mark("dns", mark) == id);
+  CHECK(next.manager.asker_of_mark("other", mark).error().code == ENOENT);
+}
+
 TEST_CASE("four resolvers have places of their own; a fifth is refused") {
   Redirection stage;
   for (const char* name : {"dns", "dns2", "dns3", "dns4"})
