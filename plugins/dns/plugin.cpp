@@ -84,7 +84,8 @@ void DnsPlugin::start() {
     const auto listeners = sockets_[i].listeners();
     workers_.push_back(std::make_unique<Worker>(
         i, Worker::Shared{*this, cache_, pushes_, own_.addresses()}, settings_, listeners));
-    served.insert(served.end(), {listeners.udp4, listeners.udp6, listeners.tcp4, listeners.tcp6});
+    for (const int fd : {listeners.udp4, listeners.udp6, listeners.tcp4, listeners.tcp6})
+      if (fd >= 0) served.push_back(fd);
   }
   for (auto& worker : workers_) worker->start();
   serve(served);
@@ -96,6 +97,7 @@ void DnsPlugin::start() {
 void DnsPlugin::open_sockets() {
   unsigned next = 1;
   bool kept = true;
+  const std::size_t whole = has_ipv6() ? 4 : 2;
   for (unsigned i = 0; i < settings_->workers; ++i) {
     ListenerSet set;
     const std::array<Fd*, 4> places{&set.udp4, &set.udp6, &set.tcp4, &set.tcp6};
@@ -105,11 +107,11 @@ void DnsPlugin::open_sockets() {
         *places[k] = Fd(*fd);
         ++found;
       }
-    if (found != places.size()) {
+    if (found != whole) {
       set = {};  // half a set is of no use, and would be in the way of a new one
       set = open_listeners(next);
       for (std::size_t k = 0; k < places.size() && kept; ++k)
-        kept = keep_fd(kept_name(kListenerNames[k], i), places[k]->get());
+        if (*places[k]) kept = keep_fd(kept_name(kListenerNames[k], i), places[k]->get());
     }
     sockets_.push_back(std::move(set));
   }

@@ -78,15 +78,21 @@ std::string kept_name(std::string_view kind, unsigned worker) {
   return std::string(kind) + "." + std::to_string(worker);
 }
 
+bool has_ipv6() {
+  const Fd probe(::socket(AF_INET6, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  return static_cast<bool>(probe) || errno != EAFNOSUPPORT;
+}
+
 ListenerSet open_listeners(unsigned& first) {
+  const bool v6 = has_ipv6();
   for (; first <= kMostAddresses; ++first) {
     auto udp4 = open(false, false, first);
     if (!udp4) continue;
     auto tcp4 = open(false, true, first);
     if (!tcp4) continue;
-    auto udp6 = open(true, false, first);
+    auto udp6 = v6 ? open(true, false, first) : Fd();
     if (!udp6) continue;
-    auto tcp6 = open(true, true, first);
+    auto tcp6 = v6 ? open(true, true, first) : Fd();
     if (!tcp6) continue;
     ++first;
     return {std::move(*udp4), std::move(*udp6), std::move(*tcp4), std::move(*tcp6)};

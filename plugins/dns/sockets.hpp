@@ -26,6 +26,9 @@ struct ListenerSet {
 inline constexpr std::array<std::string_view, 4> kListenerNames{"udp4", "udp6", "tcp4", "tcp6"};
 [[nodiscard]] std::string kept_name(std::string_view kind, unsigned worker);
 
+// A kernel without IPv6 brings none to resolve over it, and its sets lack those sockets.
+[[nodiscard]] bool has_ipv6();
+
 // Opens the sockets of one worker on the first of 127.83.76.N and fd53:6c75:6963:65::N that is
 // free, from `first` on; `first` is then the next to try. Throws sdk::Error: what failed and what
 // it needs.

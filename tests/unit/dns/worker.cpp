@@ -3,6 +3,12 @@
 #define DOCTEST_CONFIG_IMPLEMENT
 #include <doctest/doctest.h>
 
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
 #include <cstdio>
 
 #include "unit/dns/resolver_lab.hpp"
@@ -913,4 +919,36 @@ TEST_CASE("a client that asks by TCP and reads nothing is cut off, and others ar
     cut = ::send(greedy.fd(), frame.data(), frame.size(), MSG_NOSIGNAL) < 0;
   CHECK(cut);
   CHECK(modest.ask("many.example", type::a).answers.size() == 1000);
+}
+
+TEST_CASE("a kernel without IPv6: IPv4 is served") {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    // socket(AF_INET6, ...) is EAFNOSUPPORT.
+    std::array<sock_filter, 6> code{{
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_socket, 0, 3),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, args)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AF_INET6, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EAFNOSUPPORT),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    }};
+    const sock_fprog program{static_cast<unsigned short>(code.size()), code.data()};
+    bool good = ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+                ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+    try {
+      Lab lab;
+      lab.upstream.add("www.example", type::a, 300, v4("198.51.100.1"));
+      lab.attach(1, {allow("www.example")});
+      good = good && lab.host.served().size() == 2 &&
+             Guest(lab, 1).ask("www.example", type::a).answers.size() == 1;
+    } catch (const std::exception& error) {
+      std::puts(error.what());
+      good = false;
+    }
+    ::_exit(good ? 0 : 1);
+  }
+  int status = -1;
+  CHECK(::waitpid(child, &status, 0) == child);
+  CHECK(status == 0);
 }
