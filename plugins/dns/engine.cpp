@@ -826,7 +826,6 @@ void Engine::conclude(Asked& asked, const Ruling& ruling, const CachedAnswer& an
   const bool denied_before = !refused_.empty();
   // With a short TTL the floor moves on with each answer; a little more at once spares most pushes.
   const std::uint64_t more = sent_ns < settings_->floor ? settings_->floor / 2 : 0;
-  const auto ticket = around_.pushes.ticket(attachment);
   if (!granted_.empty()) {
     const int error = push(asked, ruling, stay + more, refused_);
     if (error == ESTALE) return fail(asked, ede::not_ready, "the rules are changing");
@@ -837,7 +836,7 @@ void Engine::conclude(Asked& asked, const Ruling& ruling, const CachedAnswer& an
       auto known = until + nanoseconds(more);
       for (const auto number : ruling.match.rules)
         if (const auto& ends = state.rules->rule(number).expires) known = std::min(known, *ends);
-      around_.pushes.record(attachment, ticket, answer.id, known);
+      around_.pushes.record(attachment, state.pushes, answer.id, known);
     }
     return give_whole(asked, ruling, answer);
   }

@@ -132,7 +132,7 @@ void DnsPlugin::on_fd(int /*fd*/, std::uint32_t /*events*/) {
   own_.read();
   if (own_.addresses().version() == before) return;
   // What was good may now lead to this host.
-  for (const auto& [id, attachment] : attachments_) pushes_.clear(id);
+  for (auto& [id, attachment] : attachments_) forget_pushes(attachment);
 }
 
 void DnsPlugin::on_timer(std::uint64_t id) {
@@ -197,6 +197,15 @@ void DnsPlugin::publish(const Attachment& attachment) {
   for (auto& worker : workers_) worker->set_tenant(attachment.state);
 }
 
+// What was pushed so far needs a look by what is in force now. Published even where the state is
+// the same: what a worker judged by the former one must not be remembered as judged by this.
+void DnsPlugin::forget_pushes(Attachment& attachment) {
+  const sdk::AttachmentId id{attachment.state.attachment};
+  pushes_.clear(id);
+  attachment.state.pushes = pushes_.ticket(id);
+  if (attachment.ruled) publish(attachment);
+}
+
 void DnsPlugin::attachment_added(const sdk::AttachmentInfo& info) {
   const auto [at, is_new] = attachments_.try_emplace(info.id);
   auto& attachment = at->second;
@@ -206,6 +215,7 @@ void DnsPlugin::attachment_added(const sdk::AttachmentInfo& info) {
   attachment.state.audit = info.audit;
   if (is_new) {
     attachment.state.budget = budgets_.of(info.id);
+    attachment.state.pushes = pushes_.ticket(info.id);
     attachment.state.settled = now() + kSettling;
   }
   if (attachment.ruled) return publish(attachment);
@@ -219,8 +229,7 @@ void DnsPlugin::attachment_changed(const sdk::AttachmentInfo& info) {
   if (state.mode == info.mode && state.audit == info.audit) return;
   state.mode = info.mode;
   state.audit = info.audit;
-  pushes_.clear(info.id);
-  if (known->second.ruled) publish(known->second);
+  forget_pushes(known->second);
 }
 
 void DnsPlugin::attachment_removed(const sdk::AttachmentInfo& info, std::string_view /*reason*/) {
@@ -249,15 +258,14 @@ void DnsPlugin::domain_rules(sdk::AttachmentId id, const std::vector<sdk::Rule>&
   attachment.state.ids = std::move(ids);
   attachment.ruled = true;
   // The host has taken out of the kernel what only a removed rule had opened.
-  pushes_.clear(id);
-  publish(attachment);
+  forget_pushes(attachment);
 }
 
 // Keeps serving by what it knows until the events that follow have told everything again.
 void DnsPlugin::on_resync() {
   for (auto& [id, attachment] : attachments_) {
     attachment.listed = false;
-    pushes_.clear(id);
+    forget_pushes(attachment);
   }
   set_timer(kUnlisted, kResyncLasts);
 }

@@ -118,6 +118,7 @@ class DnsPlugin : public sdk::Plugin, public sdk::Resolver, private HostSide {
   void open_sockets();
   void tell_counters();
   void publish(const Attachment& attachment);
+  void forget_pushes(Attachment& attachment);
   void forget(sdk::AttachmentId id);
   void settle_pushed(std::uint64_t push_id, const sdk::Answer& answer);
 

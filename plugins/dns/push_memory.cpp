@@ -63,10 +63,12 @@ bool PushMemory::suffices(sdk::AttachmentId attachment, std::uint64_t answer,
   return push->answer == answer && answer != 0 && push->until >= until;
 }
 
-PushMemory::Ticket PushMemory::ticket(sdk::AttachmentId attachment) const {
-  const Shard& shard = shard_of(attachment);
+PushMemory::Ticket PushMemory::ticket(sdk::AttachmentId attachment) {
+  Shard& shard = shard_of(attachment);
   const std::lock_guard lock(shard.mutex);
-  return {shard.clears};
+  const auto [table, is_new] = shard.tables.try_emplace(attachment.value);
+  if (is_new) table->second.stamp = ++shard.stamps;
+  return {table->second.stamp};
 }
 
 void PushMemory::record(sdk::AttachmentId attachment, Ticket ticket, std::uint64_t answer,
@@ -74,13 +76,8 @@ void PushMemory::record(sdk::AttachmentId attachment, Ticket ticket, std::uint64
   if (answer == 0) return;
   Shard& shard = shard_of(attachment);
   const std::lock_guard lock(shard.mutex);
-  auto found = shard.tables.find(attachment.value);
-  if (ticket.clears < (found == shard.tables.end() ? shard.forgotten_at : found->second.cleared_at))
-    return;
-  // A table begins with the last clear of those that had none: an older ticket stays refused.
-  if (found == shard.tables.end())
-    found =
-        shard.tables.try_emplace(attachment.value, Table{.cleared_at = shard.forgotten_at}).first;
+  const auto found = shard.tables.find(attachment.value);
+  if (found == shard.tables.end() || found->second.stamp != ticket.stamp) return;
   Table& table = found->second;
   if (table.pushes.size() < settings_.most_answers && table.used * 4 >= table.pushes.size() * 3)
     grow(table);
@@ -96,19 +93,13 @@ void PushMemory::record(sdk::AttachmentId attachment, Ticket ticket, std::uint64
 void PushMemory::clear(sdk::AttachmentId attachment) {
   Shard& shard = shard_of(attachment);
   const std::lock_guard lock(shard.mutex);
-  ++shard.clears;
   const auto found = shard.tables.find(attachment.value);
-  if (found == shard.tables.end()) {
-    shard.forgotten_at = shard.clears;
-    return;
-  }
-  found->second = Table{.cleared_at = shard.clears};
+  if (found != shard.tables.end()) found->second = Table{.stamp = ++shard.stamps};
 }
 
 void PushMemory::forget(sdk::AttachmentId attachment) {
   Shard& shard = shard_of(attachment);
   const std::lock_guard lock(shard.mutex);
-  shard.forgotten_at = ++shard.clears;
   shard.tables.erase(attachment.value);
 }
 

@@ -13,6 +13,7 @@
 
 #include "dns/budget.hpp"
 #include "dns/name.hpp"
+#include "dns/push_memory.hpp"
 #include "dns/rule_book.hpp"
 
 namespace sluice::dns {
@@ -31,6 +32,8 @@ struct TenantState {
   // Until then "block-all" may only mean that its source has not spoken yet: no answer is better
   // than a wrong one.
   sdk::Time settled{};
+  // What is pushed by this state is remembered as such, and by no later one.
+  PushMemory::Ticket pushes{};
 };
 
 // A decider's word that may stand for a while.

@@ -125,7 +125,8 @@ int main(int argc, char** argv) {
   worker.set_tenant({.attachment = 1,
                      .mode = sdk::Mode::allowlist,
                      .rules = std::make_shared<const dns::RuleSet>(rules),
-                     .ids = std::make_shared<const std::vector<std::uint32_t>>(rules.size())});
+                     .ids = std::make_shared<const std::vector<std::uint32_t>>(rules.size()),
+                     .pushes = pushes.ticket({1})});
   worker.start();
 
   sockaddr_in6 address{};

@@ -51,21 +51,42 @@ TEST_CASE("after clear() nothing suffices, for that attachment alone") {
 }
 
 TEST_CASE("a push that crossed with a clear() does not count") {
-  for (const bool had_table : {false, true})
-    for (const bool forget : {false, true}) {
-      INFO("had a table " << had_table << ", forgotten " << forget);
-      PushMemory memory({.shards = 1});
-      if (had_table) memory.record(kOne, memory.ticket(kOne), 1, at(100));
-      const auto old_ticket = memory.ticket(kOne);
-      forget ? memory.forget(kOne) : memory.clear(kOne);
-      memory.record(kOne, old_ticket, 7, at(100));
-      CHECK_FALSE(memory.suffices(kOne, 7, at(1)));
-      // Nor after a newer record has made a table again.
-      memory.record(kOne, memory.ticket(kOne), 8, at(100));
-      memory.record(kOne, old_ticket, 7, at(100));
-      CHECK_FALSE(memory.suffices(kOne, 7, at(1)));
-      CHECK(memory.suffices(kOne, 8, at(100)));
-    }
+  for (const bool forget : {false, true}) {
+    INFO("forgotten " << forget);
+    PushMemory memory({.shards = 1});
+    const auto old_ticket = memory.ticket(kOne);
+    forget ? memory.forget(kOne) : memory.clear(kOne);
+    memory.record(kOne, old_ticket, 7, at(100));
+    CHECK_FALSE(memory.suffices(kOne, 7, at(1)));
+    // Nor after a newer record.
+    memory.record(kOne, memory.ticket(kOne), 8, at(100));
+    memory.record(kOne, old_ticket, 7, at(100));
+    CHECK_FALSE(memory.suffices(kOne, 7, at(1)));
+    CHECK(memory.suffices(kOne, 8, at(100)));
+  }
+}
+
+TEST_CASE("a ticket is its attachment's: what becomes of others does not end it") {
+  PushMemory memory({.shards = 1});
+  const auto ticket = memory.ticket(kOne);
+  memory.clear(kTwo);
+  (void)memory.ticket(kTwo);
+  memory.clear(kTwo);
+  memory.forget(kTwo);
+  memory.record(kOne, ticket, 7, at(100));
+  CHECK(memory.suffices(kOne, 7, at(100)));
+  memory.record(kTwo, ticket, 7, at(100));
+  CHECK_FALSE(memory.suffices(kTwo, 7, at(1)));
+}
+
+TEST_CASE("a late worker does not bring back the memory of an attachment that is gone") {
+  PushMemory memory;
+  const auto ticket = memory.ticket(kOne);
+  memory.forget(kOne);
+  memory.record(kOne, ticket, 7, at(100));
+  CHECK(memory.bytes() == 0);
+  memory.record(kOne, {}, 7, at(100));  // no ticket at all
+  CHECK(memory.bytes() == 0);
 }
 
 TEST_CASE("memory is bounded, nothing when idle, and keeps what ends last") {

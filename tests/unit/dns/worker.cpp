@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 
 #include <cstdio>
+#include <future>
 
 #include "unit/dns/resolver_lab.hpp"
 
@@ -349,6 +350,47 @@ TEST_CASE(
   CHECK(lab.learned(1).size() >= 1);
   CHECK(lab.learned(2).size() == 1);
   CHECK(lab.learned(3).empty());
+}
+
+TEST_CASE("what was pushed by former rules is not taken for pushed by these") {
+  Lab lab;
+  std::mutex held, pushing;
+  held.lock();
+  pushing.lock();
+  lab.upstream.add("www.example", type::a, 300, v4("198.51.100.1"));
+  lab.upstream.handle([&](const Seen&) -> std::optional<std::vector<Packet>> {
+    const std::lock_guard wait(held);
+    return std::nullopt;
+  });
+  lab.attach(1, {allow("www.example")});
+  lab.attach(2, {allow("www.example")});
+  std::promise<std::uint64_t> first_pushed;
+  std::atomic<bool> is_first{true};
+  lab.host.on_learn([&](const auto& learned) {
+    if (!is_first.exchange(false)) return;
+    first_pushed.set_value(learned.attachment.value);
+    const std::lock_guard wait(pushing);
+  });
+  Guest one(lab, 1), two(lab, 2), probe(lab, 1);
+  one.send("www.example", type::a);
+  CHECK(lab.upstream.wait_for(1));
+  two.send("www.example", type::a);
+  CHECK(probe.ask("denied.test", type::a).rcode == 3);  // behind them: they have been read
+  held.unlock();
+  auto pushed_for = first_pushed.get_future();
+  REQUIRE(pushed_for.wait_for(10s) == std::future_status::ready);
+  // The worker pushes for one of them. The other is next, and the worker knows its former rules.
+  const std::uint64_t next = 3 - pushed_for.get();
+  lab.host.domain_rules({next}, {allow("www.example"), allow("other.example")});
+  pushing.unlock();
+  CHECK(one.receive().rcode == 0);
+  CHECK(two.receive().rcode == 0);
+  CHECK(lab.learned(next).size() == 1);
+  Guest& again = next == 1 ? one : two;
+  CHECK(again.ask("www.example", type::a).rcode == 0);
+  CHECK(lab.learned(next).size() == 2);
+  CHECK(again.ask("www.example", type::a).rcode == 0);
+  CHECK(lab.learned(next).size() == 2);
 }
 
 TEST_CASE("a name that does not exist: said, kept, with its SOA") {
