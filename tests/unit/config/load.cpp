@@ -116,7 +116,7 @@ vlans = [7, 4094]
   CHECK(config.plugins[0].required);
   CHECK_FALSE(config.plugins[0].overrides_floor);
   CHECK(config.plugins[0].toml_text == R"({"labels" = {"class" = "vm"}, "match" = ["tap*"]})");
-  CHECK(config.plugins[0].line == 23);
+  CHECK(config.plugins[0].line == 24);
   CHECK(config.plugins[1].instance == "alpha");
   CHECK_FALSE(config.plugins[1].required);
   CHECK(config.plugins[1].overrides_floor);
