@@ -139,8 +139,7 @@ Status KernelDataPlane::adopt() {
   }
   // Learned addresses belong to a scope; those of scopes that are gone are swept, the others are
   // known again.
-  for (const auto& [index, live] : live_)
-    learned_.open(slots_.at(index).scope, live.name, slots_.learned_hints(index));
+  for (const auto& [index, live] : live_) learned_.open(slots_.at(index).scope, live.name);
   learned_.adopt();
   // Pins without a live slot hold filters that nothing answers for.
   std::error_code error;

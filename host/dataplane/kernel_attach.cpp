@@ -23,10 +23,6 @@ namespace sluice {
 namespace {
 
 constexpr std::uint64_t kCalm = 500'000'000;  // ns without an attach
-// Of the time, conversions hold RTNL one hundredth at most, so that of attaches which come at any
-// time no more than one in a hundred meets one. Longer pauses than the last would keep a crowd on
-// clsact for hours.
-constexpr std::uint64_t kPausePerConversion = 100, kLongestPause = 3'000'000'000;  // times; ns
 
 Hook workload_hook(const sluice_slot& slot) {
   return slot.workload_is_egress != 0 ? Hook::egress : Hook::ingress;
@@ -132,7 +128,7 @@ Result<KernelAttachment> KernelDataPlane::attach(const InterfaceTarget& target,
   Live& live = live_[*index];
   live.name = link->name;
   live.netns_path = target.netns_path;
-  learned_.open(slot.scope, live.name, slots_.learned_hints(*index));
+  learned_.open(slot.scope, live.name);
 
   Status done;
   if (initial != nullptr) {
@@ -162,7 +158,6 @@ void KernelDataPlane::convert_to_tcx(std::uint32_t index) {
   Live& live = live_.at(index);
   live.converting = true;
   conversion_running_ = true;
-  conversion_began_ = boot_now().nanoseconds;
   const sluice_slot& slot = slots_.at(index);
   const Hook from = workload_hook(slot);
   background_.run([this, index, incarnation = slot.incarnation, ifindex = slot.ifindex, from,
@@ -185,9 +180,6 @@ void KernelDataPlane::convert_to_tcx(std::uint32_t index) {
     }
     return [this, index, incarnation, ifindex, netns_path, from_pin, to_pin, done] {
       conversion_running_ = false;
-      const std::uint64_t now = boot_now().nanoseconds;
-      next_conversion_ =
-          now + std::min(kPausePerConversion * (now - conversion_began_), kLongestPause);
       const auto it = live_.find(index);
       const bool same = it != live_.end() && slots_.at(index).incarnation == incarnation;
       if (!same || !done) {
@@ -212,11 +204,9 @@ void KernelDataPlane::convert_to_tcx(std::uint32_t index) {
 }
 
 // One at a time, and none while attaches come in: the kernel holds RTNL all the while, so that each
-// attach of a crowd would wait 30 ms for a conversion instead of taking 0.1 ms. With pauses, for
-// the attach that ends a calm. Nothing hurries: a clsact filter judges as a TCX link does.
+// attach of a crowd would wait 30 ms for a conversion instead of taking 0.1 ms.
 void KernelDataPlane::convert_next() {
-  const std::uint64_t now = boot_now().nanoseconds;
-  if (conversion_running_ || now < next_conversion_ || now - last_attach_ < kCalm) return;
+  if (conversion_running_ || boot_now().nanoseconds - last_attach_ < kCalm) return;
   while (!to_convert_.empty()) {
     const std::uint32_t index = to_convert_.front();
     to_convert_.pop_front();
@@ -263,7 +253,7 @@ Result<KernelAttachment> KernelDataPlane::attach(const CgroupTarget& target,
   slots_.fill(*index, slot);
   Live& live = live_[*index];
   live.name = target.path;
-  learned_.open(slot.scope, live.name, slots_.learned_hints(*index));
+  learned_.open(slot.scope, live.name);
 
   Status done;
   if (initial != nullptr) {

@@ -120,7 +120,7 @@ class KernelDataPlane final : public DataPlane {
   std::vector<sluice_event> moves_;
   std::deque<std::uint32_t> to_convert_;  // slots on clsact that become TCX links when it is calm
   bool conversion_running_ = false;
-  std::uint64_t last_attach_ = 0, conversion_began_ = 0, next_conversion_ = 0;
+  std::uint64_t last_attach_ = 0;
   bool grace_running_ = false;
   std::uint64_t last_audit_ = 0, last_sweep_ = 0, last_dns_check_ = 0, lost_moves_ = 0;
   Background background_;  // last: its jobs use what is above
