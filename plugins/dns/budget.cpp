@@ -88,7 +88,7 @@ class AttachmentBudget::Names {
     if (size_ == ring_.size()) grow();
     const std::size_t place = (first_ + size_++) & (ring_.size() - 1);
     ring_[place] = {name, base, now};
-    enter(static_cast<std::uint16_t>(place));
+    enter(static_cast<std::uint32_t>(place));
     ++counts_[base];
     return Cap::none;
   }
@@ -117,7 +117,7 @@ class AttachmentBudget::Names {
     Time since{};
   };
   static constexpr std::uint32_t kNone = UINT32_MAX;
-  static constexpr std::uint16_t kFree = UINT16_MAX;
+  static constexpr std::uint32_t kFree = UINT32_MAX;  // no place: a ring may have 65,536
 
   [[nodiscard]] std::size_t home(std::uint64_t name) const { return name & (table_.size() - 1); }
 
@@ -129,7 +129,7 @@ class AttachmentBudget::Names {
     return kNone;
   }
 
-  void enter(std::uint16_t place) {
+  void enter(std::uint32_t place) {
     std::size_t at = home(ring_[place].name);
     while (table_[at] != kFree) at = (at + 1) & (table_.size() - 1);
     table_[at] = place;
@@ -153,12 +153,12 @@ class AttachmentBudget::Names {
     ring_.swap(wider);
     first_ = 0;
     table_.assign(ring_.size() * 2, kFree);
-    for (std::size_t i = 0; i < size_; ++i) enter(static_cast<std::uint16_t>(i));
+    for (std::size_t i = 0; i < size_; ++i) enter(static_cast<std::uint32_t>(i));
   }
 
   std::vector<Counted> ring_;  // a power of two, like the table
   std::size_t first_ = 0, size_ = 0;
-  std::vector<std::uint16_t> table_;
+  std::vector<std::uint32_t> table_;
   std::unordered_map<std::uint64_t, std::uint32_t> counts_;  // by wildcard; none is 0
 };
 

@@ -228,3 +228,15 @@ TEST_CASE("each cap has a text and a name of its own") {
   CHECK(texts.size() == kCaps);
   CHECK(names.size() == kCaps);
 }
+
+TEST_CASE("the largest window there can be is filled, emptied and filled again") {
+  Budgets budgets({.names_per_wildcard = 65'000, .names = 65'000, .window = seconds(10)});
+  const auto budget = budgets.of(kOne);
+  constexpr std::uint64_t kWild = 77;
+  for (int turn = 0; turn < 3; ++turn) {
+    const double start = 11.0 * turn;
+    for (int i = 0; i < 65'000; ++i)
+      REQUIRE(budget->ask_name(kWild, numbered(turn * 100'000 + i), at(start)) == Cap::none);
+    CHECK(budget->ask_name(kWild, numbered(turn * 100'000 + 99'999), at(start)) != Cap::none);
+  }
+}
