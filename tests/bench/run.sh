@@ -4,7 +4,8 @@
 #
 #   sudo ./tests/bench/run.sh            everything, about six minutes
 #   sudo ./tests/bench/run.sh --quick    smaller sets and fewer rounds, about one and a half
-#   sudo ./tests/bench/run.sh [--quick] SECTION...   only these: policy, program, filter, calls, publish, learn, attach, dns
+#   sudo ./tests/bench/run.sh [--quick] SECTION...   only these: policy, program, filter, calls, publish, learn, attach,
+#                                                        daemon, dns
 #
 # A missed budget is marked OVER; the exit code says only whether everything could be measured. docs/benchmarks.md says how
 # each figure is taken.
@@ -15,8 +16,8 @@ sections=()
 for argument in "$@"; do
   case "$argument" in
     --quick) quick=(--quick) ;;
-    policy | program | filter | calls | publish | learn | attach | dns) sections+=("$argument") ;;
-    *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    policy | program | filter | calls | publish | learn | attach | daemon | dns) sections+=("$argument") ;;
+    *) sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
   esac
 done
 
@@ -37,18 +38,20 @@ launcher=()
 if command -v ccache >/dev/null; then
   launcher=(-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 fi
-build=${SLUICE_BUILD_DIR:-build/release}
+build=$(readlink -m "${SLUICE_BUILD_DIR:-build/release}")
 # Also where the quickstart has configured it without tests.
 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DSLUICE_WITH_TESTS=ON -DSLUICE_WITH_BENCHMARKS=ON "${launcher[@]}" >/dev/null
 cmake --build "$build" --target bench_dataplane bench_policy | tail -n 1
 
 kernel_sections=()
 policy=0
+daemon=0
 dns=0
-[ ${#sections[@]} -gt 0 ] || policy=1 dns=1
+[ ${#sections[@]} -gt 0 ] || policy=1 daemon=1 dns=1
 for section in "${sections[@]}"; do
   case "$section" in
     policy) policy=1 ;;
+    daemon) daemon=1 ;;
     dns) dns=1 ;;
     *) kernel_sections+=("$section") ;;
   esac
@@ -60,8 +63,14 @@ if [ "$policy" = 1 ]; then
   echo
   "$build/tests/bench/policy/bench_policy" ${quick:+compile}
 fi
-if [ "$dns" = 1 ]; then
+if [ "$daemon" = 1 ] || [ "$dns" = 1 ]; then
   echo
   cmake --build "$build" --target sluiced interfaces static_policy dns | tail -n 1
-  SLUICE_BUILD_DIR=$PWD/$build PYTHONDONTWRITEBYTECODE=1 python3 tests/bench/dns/dns.py "${quick[@]}"
+  export SLUICE_BUILD_DIR=$build PYTHONDONTWRITEBYTECODE=1
+fi
+if [ "$daemon" = 1 ]; then
+  python3 tests/bench/daemon/daemon.py "${quick[@]}"
+fi
+if [ "$dns" = 1 ]; then
+  python3 tests/bench/dns/dns.py "${quick[@]}"
 fi
