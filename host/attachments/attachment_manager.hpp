@@ -2,8 +2,8 @@
 // and what of that is in the kernel. Implements Core, which is what plugins may ask for.
 //
 // Everything here happens on the core loop's thread but learning addresses, which any thread may do
-// (LearnedAddresses). A change is composed first (layers merged,
-// policy compiled), then published, then remembered: what fails on the way changes nothing.
+// (LearnedAddresses). A change is composed first (layers merged, policy compiled), then published,
+// then remembered: what fails on the way changes nothing.
 //
 //   AttachmentManager manager(data_plane, Wiring(config));
 //   manager.set_events(plugin_host);
@@ -14,6 +14,15 @@
 //   unclaimed --attach()--> held --its sources have spoken--> filtering
 //       |                    '-- kept the kernel's policy until then
 //       '-- nobody claims it and every discovery has listed: detached
+//
+// It is spread over files by what it does:
+//
+//   attachment_state.hpp    what it remembers of each attachment and instance
+//   attachment_manager.cpp  finding and reading them, what the kernel reports, what time brings
+//   manager_discovery.cpp   attachments come, go and are claimed; instances start and fail
+//   manager_policy.cpp      what sources say of their layers; another wiring or floor
+//   manager_publish.cpp     from layers to what is in the kernel, whole or not at all
+//   manager_names.cpp       domain rules, who decides, whose port 53 goes where
 #pragma once
 
 #include <chrono>
@@ -146,57 +155,62 @@ class AttachmentManager final : public Core {
   struct Composed;
   struct Change;
 
+  // attachment_manager.cpp
   [[nodiscard]] Attachment* find(AttachmentId id);
   [[nodiscard]] Attachment* find_target(const Target& target);
   [[nodiscard]] bool may_be_known(const Target& target) const;
   Attachment& insert(const KernelAttachment& kernel);
   void erase(Attachment& attachment, const std::string& reason);
-
-  [[nodiscard]] Result<AttachmentId> claim(Attachment& attachment, const std::string& instance,
-                                           const Target& target, const Labels& labels);
+  [[nodiscard]] AttachmentInfo info_of(const Attachment& attachment) const;
+  [[nodiscard]] static Applied applied(const Attachment& attachment);
   [[nodiscard]] Status owned_by(const Attachment* attachment, const std::string& instance,
                                 AttachmentId id) const;
   [[nodiscard]] Result<std::size_t> source_index(const Attachment* attachment,
                                                  const std::string& instance,
                                                  AttachmentId id) const;
+  void on_denial(const sluice_event& event);
+  void flush_denials();
+  void remove_gone();
+  void wake_at(BootTime when);
+  void end_holds(BootTime now);
+  void drop_unclaimed(BootTime now);
+  void expire(BootTime now);
 
-  [[nodiscard]] Result<Composed> compose(const Wiring& wiring, const WirePtr& wire,
-                                         const std::vector<LayerPtr>& layers, BootTime now);
-  [[nodiscard]] std::vector<LayerPtr> carry_over(const Attachment& attachment,
-                                                 const WirePtr& wire) const;
-  [[nodiscard]] bool still_held(const Attachment& attachment, const WirePtr& wire,
-                                const std::vector<LayerPtr>& layers, BootTime now) const;
-  [[nodiscard]] Status transact(const Wiring& wiring, std::vector<Change>& changes);
-  [[nodiscard]] Status publish(Attachment& attachment, const Composed& next, bool narrowing);
-  [[nodiscard]] bool settle_domain_rules(Attachment& attachment, BootTime now);
-  void settle_learned(Attachment& attachment);
-  [[nodiscard]] std::string decider_of(const WirePtr& wire) const;
-  void sever(Attachment& attachment);
-  void tell_domain_rules(const Attachment& attachment);
+  // manager_discovery.cpp
+  [[nodiscard]] Result<AttachmentId> claim(Attachment& attachment, const std::string& instance,
+                                           const Target& target, const Labels& labels);
   [[nodiscard]] std::uint32_t run_of(const std::string& instance) const;
-  [[nodiscard]] const std::string* resolver_of(const WirePtr& wire) const;
-  [[nodiscard]] std::optional<std::uint32_t> resolver_index(const std::string& instance);
-  void note_asker(const Attachment& attachment);
-  void redirect_anew();
-  void end_serving_unless_needed();
-  [[nodiscard]] Result<Applied> change_layer(const std::string& instance, AttachmentId id,
-                                             std::optional<Layer> layer);
-
-  [[nodiscard]] AttachmentInfo info_of(const Attachment& attachment) const;
-  [[nodiscard]] static Applied applied(const Attachment& attachment);
   void tell_rewired(const Attachment& attachment, const WirePtr& before, bool domains_changed,
                     bool is_new);
   void tell_policy(const Change& change, const std::string& speaker);
   void warn_unwired(const Attachment& attachment);
   void warn_unresolved(const Attachment& attachment);
 
-  void on_denial(const sluice_event& event);
-  void flush_denials();
-  void remove_gone();
-  void end_holds(BootTime now);
-  void drop_unclaimed(BootTime now);
-  void expire(BootTime now);
-  void wake_at(BootTime when);
+  // manager_policy.cpp
+  [[nodiscard]] Result<Applied> change_layer(const std::string& instance, AttachmentId id,
+                                             std::optional<Layer> layer);
+
+  // manager_publish.cpp
+  [[nodiscard]] Result<Composed> compose(const Wiring& wiring, const WirePtr& wire,
+                                         const std::vector<LayerPtr>& layers, BootTime now);
+  [[nodiscard]] std::vector<LayerPtr> carry_over(const Attachment& attachment,
+                                                 const WirePtr& wire) const;
+  [[nodiscard]] bool still_held(const Attachment& attachment, const WirePtr& wire,
+                                const std::vector<LayerPtr>& layers, BootTime now) const;
+  [[nodiscard]] Status publish(Attachment& attachment, const Composed& next, bool narrowing);
+  [[nodiscard]] Status transact(const Wiring& wiring, std::vector<Change>& changes);
+
+  // manager_names.cpp
+  [[nodiscard]] bool settle_domain_rules(Attachment& attachment, BootTime now);
+  void settle_learned(Attachment& attachment);
+  [[nodiscard]] std::string decider_of(const WirePtr& wire) const;
+  void sever(Attachment& attachment);
+  void tell_domain_rules(const Attachment& attachment);
+  [[nodiscard]] const std::string* resolver_of(const WirePtr& wire) const;
+  [[nodiscard]] std::optional<std::uint32_t> resolver_index(const std::string& instance);
+  void note_asker(const Attachment& attachment);
+  void redirect_anew();
+  void end_serving_unless_needed();
 
   DataPlane& plane_;
   PluginEvents* events_ = nullptr;
