@@ -9,7 +9,9 @@ import struct
 
 import pytest
 
-from lab import ALLOWED4, ALLOWED6, DENIED4, DENIED6, Lab, Pulse, eventually, rounds
+from lab import ALLOWED4, ALLOWED6, DENIED4, DENIED6, Lab
+from machine import eventually, rounds
+from workloads import Pulse
 
 RULES = 4000
 TO_DENIED, TO_ALLOWED = (1, 2), (3, 4)  # IPv4 and IPv6 each

@@ -2,11 +2,15 @@
 
 import os
 import re
+import signal
+import socket
 
 import pytest
 
-import lab as lab_module
-from lab import ALLOWED4, DENIED4, INTERFACES_CONFIG, Lab, eventually
+from daemon import INTERFACES_CONFIG
+from lab import ALLOWED4, ALLOWLIST, DENIED4, PORTED4, Lab
+from machine import PATIENCE, eventually, find_program, rounds
+from traffic import tcp_exchange, udp_exchange
 
 POLICY_HEAD = '[[policy]]\nname = "p"\nmatch = { class = "vm" }\nmode = "allowlist"\n'
 
@@ -56,8 +60,8 @@ def place():
 
 
 def holds(lab):
-    assert lab_module.udp_exchange(lab.guest, ALLOWED4, 9999) == "ok"
-    assert lab_module.udp_exchange(lab.guest, DENIED4, 9999, timeout=0.3, tries=1) != "ok"
+    assert udp_exchange(lab.guest, ALLOWED4, 9999) == "ok"
+    assert udp_exchange(lab.guest, DENIED4, 9999, timeout=0.3, tries=1) != "ok"
     assert lab.filter.is_running(), lab.filter.log()
 
 
@@ -104,7 +108,7 @@ def test_a_bad_configuration_is_refused(place, name, text, says, has_line):
     if has_line:
         assert re.search(r"sluice\.toml:\d+:(\d+:)? ", output), output
     daemon.start(wait=False)
-    assert daemon.process.wait(lab_module.PATIENCE) != 0
+    assert daemon.process.wait(PATIENCE) != 0
     assert re.search(says, daemon.log(), re.DOTALL), daemon.log()
 
 
@@ -195,15 +199,15 @@ def test_policy_follows_its_file(place):
     """Written: in force without a signal. Removed again: as before."""
     extra = POLICY_HEAD.replace('"p"', '"more"') + f'[[policy.allow]]\ncidrs = ["{DENIED4}/32"]\n'
     place.filter.write_policy("more.toml", extra)
-    eventually(lambda: lab_module.udp_exchange(place.guest, DENIED4, 9999, timeout=0.2, tries=1) == "ok", "the new policy")
+    eventually(lambda: udp_exchange(place.guest, DENIED4, 9999, timeout=0.2, tries=1) == "ok", "the new policy")
     os.unlink(f"{place.filter.policy_folder}/more.toml")
-    eventually(lambda: lab_module.udp_exchange(place.guest, DENIED4, 9999, timeout=0.2, tries=1) != "ok", "the old policy again")
+    eventually(lambda: udp_exchange(place.guest, DENIED4, 9999, timeout=0.2, tries=1) != "ok", "the old policy again")
     holds(place)
 
 
 def test_an_interface_that_disappears_during_attach(place):
     """Links come and go as fast as the kernel makes them; the daemon goes on and the standing one stays filtered."""
-    for _ in range(lab_module.rounds(200, 40)):
+    for _ in range(rounds(200, 40)):
         place.host.batch("link add hgone type veth peer name hpeer\nlink delete hgone")
     holds(place)
     eventually(lambda: len(place.filter.slots()) == 1, "only the standing link has an attachment")
@@ -220,8 +224,8 @@ def test_a_full_table_of_attachments_is_named_once_and_the_others_stay_filtered(
         lab.add_guest(3)
         daemon.expect_log(r"h3\b.*all 2 attachments are in use; raise host\.max_attachments")
         for guest in (lab.guest, second):
-            assert lab_module.udp_exchange(guest, ALLOWED4, 9999) == "ok"
-            assert lab_module.udp_exchange(guest, DENIED4, 9999, timeout=0.3, tries=1) != "ok"
+            assert udp_exchange(guest, ALLOWED4, 9999) == "ok"
+            assert udp_exchange(guest, DENIED4, 9999, timeout=0.3, tries=1) != "ok"
         lab.host.ip("link", "delete", "h2")
         lab.wait_filtered(daemon, "h3")
         assert daemon.log().count("raise host.max_attachments") == 1, "tried again in silence"
@@ -231,25 +235,25 @@ def test_a_policy_beyond_the_kernel_s_bounds_is_named_and_the_one_in_force_stays
     """More port ranges for one prefix than a packet's walk may take; the file itself is without fault."""
     mark = len(place.filter.log())
     ports = ",\n".join(f'"tcp/{2 * number + 1}"' for number in range(1000))
-    more = lab_module.ALLOWLIST.replace('ports = ["tcp/443", "udp/8000-8100"]', f"ports = [{ports}]")
+    more = ALLOWLIST.replace('ports = ["tcp/443", "udp/8000-8100"]', f"ports = [{ports}]")
     try:
         place.filter.write_policy("lab.toml", more)
         eventually(lambda: "port or expiry decisions would apply to 192.0.2.0/24" in place.filter.log()[mark:], "the prefix and the cause")
         assert "join its port ranges" in place.filter.log()[mark:]
-        assert lab_module.tcp_exchange(place.guest, lab_module.PORTED4, 443) == "ok", "what was in force"
+        assert tcp_exchange(place.guest, PORTED4, 443) == "ok", "what was in force"
         holds(place)
     finally:
-        place.filter.write_policy("lab.toml", lab_module.ALLOWLIST)
+        place.filter.write_policy("lab.toml", ALLOWLIST)
     holds(place)
 
 
 def test_a_service_manager_that_does_not_listen_stops_nothing(place):
     """Its socket's queue fills after some messages; the daemon goes on without telling."""
-    deaf = lab_module.socket.socket(lab_module.socket.AF_UNIX, lab_module.socket.SOCK_DGRAM)
+    deaf = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     with deaf:
         deaf.bind(f"{place.folder}/deaf")
         daemon = place.daemon(start=False, config=INTERFACES_CONFIG.replace("h*", "nothing*"))
-        words = [lab_module.find_program("sluiced"), "--config", daemon.config_file]
+        words = [find_program("sluiced"), "--config", daemon.config_file]
         process = None
         try:
             log = open(daemon.log_file, "wb")
@@ -258,7 +262,7 @@ def test_a_service_manager_that_does_not_listen_stops_nothing(place):
             daemon.log_start = 0
             daemon.expect_log(r"\bready\b")
             for number in range(1, 31):
-                process.send_signal(lab_module.signal.SIGHUP)
+                process.send_signal(signal.SIGHUP)
                 eventually(lambda: daemon.log().count("reloaded:") >= number, f"reload {number}")
         finally:
             if process:
@@ -269,7 +273,7 @@ def test_a_service_manager_that_does_not_listen_stops_nothing(place):
 def test_names_that_nobody_resolves_are_said_to_open_nothing(place):
     """Once for a wire, not for each workload or each change."""
     mark = len(place.filter.log())
-    names = lab_module.ALLOWLIST + '[[policy.allow]]\ndomains = ["www.names.example"]\n'
+    names = ALLOWLIST + '[[policy.allow]]\ndomains = ["www.names.example"]\n'
     try:
         place.filter.write_policy("lab.toml", names)
         eventually(lambda: "names no resolver, so they open nothing" in place.filter.log()[mark:], "the warning")
@@ -278,5 +282,5 @@ def test_names_that_nobody_resolves_are_said_to_open_nothing(place):
         holds(place)
         assert place.filter.log()[mark:].count("names no resolver") == 1
     finally:
-        place.filter.write_policy("lab.toml", lab_module.ALLOWLIST)
+        place.filter.write_policy("lab.toml", ALLOWLIST)
     holds(place)

@@ -12,11 +12,13 @@ import time
 
 import pytest
 
-import lab as lab_module
-from lab import ALLOWED4, ALLOWED6, DENIED4, DENIED6, Inhabitant, Lab, Pulse, eventually, rounds
 from atomic import TO_ALLOWED, TO_DENIED, sequences
 from escape_cgroup import CONFIG as CGROUP_CONFIG
 from escape_cgroup import CgroupLab
+from lab import ALLOWED4, ALLOWED6, ALLOWLIST, DENIED4, DENIED6, GUEST4, Lab
+from machine import PATIENCE, eventually, rounds
+from traffic import family_of, udp_exchange
+from workloads import Inhabitant, Pulse
 
 
 class Connections:
@@ -25,8 +27,8 @@ class Connections:
     def __init__(self, namespace, addresses=(ALLOWED4, ALLOWED6)):
         self.sockets = []
         for address in addresses:
-            client = namespace.socket(lab_module.family_of(address), socket.SOCK_STREAM)
-            client.settimeout(lab_module.PATIENCE)
+            client = namespace.socket(family_of(address), socket.SOCK_STREAM)
+            client.settimeout(PATIENCE)
             client.connect((address, 443))
             self.sockets.append(client)
         self.spoken = 0
@@ -109,7 +111,7 @@ def test_a_kill_at_any_moment_of_a_start_opens_nothing():
                 time.sleep(0.004 * (number % 50))
                 daemon.kill()
             daemon.start()
-            assert lab_module.udp_exchange(lab.guest, ALLOWED4, 9999) == "ok"
+            assert udp_exchange(lab.guest, ALLOWED4, 9999) == "ok"
         finally:
             sent = pulse.stop()
         lab.flush(lambda: lab.sender.send(lab.sentinel_frame()))
@@ -135,8 +137,8 @@ def test_links_that_change_while_no_daemon_runs():
         new = daemon.slot_of(ifindex=lab.host.ifindex("h1"))
         assert new["incarnation"] != old["incarnation"]
         eventually(lambda: len(daemon.slots()) == 1, "the dead link's attachment forgotten")
-        assert lab_module.udp_exchange(guest, ALLOWED4, 9999) == "ok"
-        assert lab_module.udp_exchange(guest, DENIED4, 9999, timeout=0.5) != "ok"
+        assert udp_exchange(guest, ALLOWED4, 9999) == "ok"
+        assert udp_exchange(guest, DENIED4, 9999, timeout=0.5) != "ok"
 
 
 def test_a_rename_while_no_daemon_runs_keeps_the_filter():
@@ -147,7 +149,7 @@ def test_a_rename_while_no_daemon_runs_keeps_the_filter():
         old = daemon.slot_of(ifindex=lab.host.ifindex("h1"))
         daemon.kill()
         lab.host.batch("link set h1 down\nlink set h1 name h2\nlink set h2 up")
-        lab.host.batch(f"neigh replace {lab_module.GUEST4} lladdr {':'.join(f'{b:02x}' for b in lab.guest_mac)} dev h2")
+        lab.host.batch(f"neigh replace {GUEST4} lladdr {':'.join(f'{b:02x}' for b in lab.guest_mac)} dev h2")
         daemon.start()
         lab.wait_filtered(daemon, "h2")
         assert daemon.slot_of(ifindex=lab.host.ifindex("h2"))["incarnation"] == old["incarnation"]
@@ -159,11 +161,11 @@ def test_policy_written_while_no_daemon_runs_holds_after_the_start():
         daemon = lab.daemon()
         lab.wait_filtered(daemon)
         daemon.terminate()
-        daemon.write_policy("lab.toml", lab_module.ALLOWLIST.replace("198.51.100.0/24", "203.0.113.0/24"))
-        assert lab_module.udp_exchange(lab.guest, ALLOWED4, 9999) == "ok", "what was in force is in force"
+        daemon.write_policy("lab.toml", ALLOWLIST.replace("198.51.100.0/24", "203.0.113.0/24"))
+        assert udp_exchange(lab.guest, ALLOWED4, 9999) == "ok", "what was in force is in force"
         daemon.start()
-        eventually(lambda: lab_module.udp_exchange(lab.guest, DENIED4, 9999, timeout=0.2, tries=1) == "ok", "the new policy")
-        assert lab_module.udp_exchange(lab.guest, ALLOWED4, 9999, timeout=0.5) != "ok"
+        eventually(lambda: udp_exchange(lab.guest, DENIED4, 9999, timeout=0.2, tries=1) == "ok", "the new policy")
+        assert udp_exchange(lab.guest, ALLOWED4, 9999, timeout=0.5) != "ok"
 
 
 TTL = 3  # seconds
@@ -254,4 +256,4 @@ def test_sigterm_ends_quickly_and_says_goodbye():
     with Lab("routed") as lab:
         daemon = lab.daemon()
         daemon.signal(signal.SIGTERM)
-        assert daemon.process.wait(lab_module.PATIENCE) == 0
+        assert daemon.process.wait(PATIENCE) == 0

@@ -4,7 +4,9 @@ import os
 
 import pytest
 
-from lab import DENIED4, Inhabitant, Lab, eventually
+from lab import DENIED4, Lab
+from machine import eventually
+from workloads import Inhabitant
 
 BLOCK_ALL, ALLOWLIST, DENYLIST = 0, 1, 2
 

@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-import lab as lab_module
-from lab import DENIED4, Lab, eventually
+from lab import DENIED4, Lab
+from machine import eventually
+from traffic import udp_exchange
 
 BLOCK_ALL, ALLOWLIST, DENYLIST = 0, 1, 2
 
@@ -110,14 +111,14 @@ def test_attachments_follow_names_bridges_and_namespaces(place):
 def test_what_is_attached_is_filtered_and_what_is_not_is_not(place):
     daemon = place.daemon(policy={}, config=CONFIG)
     expect(place, daemon, h1=BLOCK_ALL)
-    assert lab_module.udp_exchange(place.guest, DENIED4, 9999, timeout=0.3, tries=2) != "ok"
+    assert udp_exchange(place.guest, DENIED4, 9999, timeout=0.3, tries=2) != "ok"
     place.host.batch("link set h1 down\nlink set h1 name elsewhere\nlink set elsewhere up\n")
     expect(place, daemon)
-    assert eventually(lambda: lab_module.udp_exchange(place.guest, DENIED4, 9999, timeout=0.3, tries=1) == "ok",
+    assert eventually(lambda: udp_exchange(place.guest, DENIED4, 9999, timeout=0.3, tries=1) == "ok",
                       "traffic through an interface that is no longer selected")
     place.host.batch("link set elsewhere down\nlink set elsewhere name h1\nlink set h1 up\n")
     expect(place, daemon, h1=BLOCK_ALL)
-    assert lab_module.udp_exchange(place.guest, DENIED4, 9999, timeout=0.3, tries=2) != "ok"
+    assert udp_exchange(place.guest, DENIED4, 9999, timeout=0.3, tries=2) != "ok"
 
 
 def test_a_port_is_filtered_as_long_as_it_is_a_port(place):

@@ -13,29 +13,13 @@ import dns.query
 import dns.rcode
 import dns.rdatatype
 import pytest
-from lab import GUEST4, Lab, eventually, tcp_exchange
+from daemon import names_config
+from lab import GUEST4, Lab
+from machine import eventually
 from scripted_upstream import ScriptedUpstream, records, reply
+from traffic import tcp_exchange
 
 SERVER = "203.0.113.53"  # nothing is there
-CONFIG = """
-[plugin.taps]
-library = "interfaces"
-match   = ["h*"]
-labels  = { class = "vm" }
-
-[plugin.static]
-library  = "static"
-policies = ["{policies}"]
-
-[plugin.dns]
-library   = "dns"
-upstreams = ["198.19.0.2"]
-
-[[wire]]
-targets = { discovered_by = "taps" }
-sources = ["static", "dns"]
-mode    = "block-all"
-"""
 POLICY = """
 [[policy]]
 name  = "names"
@@ -76,7 +60,7 @@ def lab():
     with Lab("routed") as lab:
         lab.script = ScriptedUpstream(lab.internet, "198.19.0.2")
         lab.cleanups.callback(lab.script.stop)
-        lab.tamed = lab.daemon(POLICY, CONFIG)
+        lab.tamed = lab.daemon(POLICY, names_config())
         lab.wait_filtered(lab.tamed)
         lab.serve(udp=[443])
         yield lab
@@ -281,7 +265,7 @@ def test_removing_a_rule_closes_what_it_opened(lab):
 def test_an_address_ends_with_its_answer_and_a_live_connection_goes_on():
     """With short times: an answer stands for TTL (or floor) and grace, a live connection for `live_flows` more; the kernel ends both,
     with no daemon running."""
-    times = CONFIG.replace('upstreams = ["198.19.0.2"]', 'upstreams = ["198.19.0.2"]\nfloor = "2s"\ngrace = "1s"\nlive_flows = "6s"')
+    times = names_config(options='floor = "2s"\ngrace = "1s"\nlive_flows = "6s"')
     with Lab("routed") as lab:
         script = ScriptedUpstream(lab.internet, "198.19.0.2")
         lab.cleanups.callback(script.stop)

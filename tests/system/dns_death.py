@@ -7,31 +7,16 @@ import threading
 import time
 
 import pytest
-from lab import Lab, eventually, rounds, tcp_exchange
+from daemon import names_config
+from lab import Lab
+from machine import eventually, rounds
 from name_servers import wire_name
 from scripted_upstream import ScriptedUpstream, records
+from traffic import tcp_exchange
 
 DEATHS = rounds(30, 3)
-CONFIG = """
-[plugin.taps]
-library = "interfaces"
-match   = ["h*"]
-labels  = { class = "vm" }
-
-[plugin.static]
-library  = "static"
-policies = ["{policies}"]
-
-[plugin.dns]
-library   = "dns"
-upstreams = ["198.19.0.2"]
-limit     = { names_per_wildcard = 65000, names = 65000, window = "1s", upstream_rate = 100000, upstream_burst = 100000 }
-
-[[wire]]
-targets = { discovered_by = "taps" }
-sources = ["static", "dns"]
-mode    = "block-all"
-"""
+CONFIG = names_config(
+    options='limit = { names_per_wildcard = 65000, names = 65000, window = "1s", upstream_rate = 100000, upstream_burst = 100000 }')
 POLICY = """
 [[policy]]
 name  = "names"

@@ -7,7 +7,9 @@ with the same upstream and the same guest: dnsmasq filling an nftables set (--nf
 import subprocess
 
 import pytest
-from lab import Lab, find_program, rounds
+from daemon import UNLIMITED, UNLIMITED_HOST, names_config
+from lab import Lab
+from machine import find_program, rounds
 from name_servers import Dnsmasq, Nsd, nft, numbered_zone
 
 ROUNDS = rounds(100_000, 4_000)  # over all four ways together
@@ -15,27 +17,6 @@ PEER_ROUNDS = rounds(12_000, 1_000)  # UDP only: it forks for each TCP client, w
 ZONE = "first.example"
 NETWORKS = {"A": ["198.18.128.0/17", "198.19.64.0/18", "198.19.128.0/17"], "AAAA": ["2001:db8:f::/48"]}
 
-CONFIG = """
-[plugin.taps]
-library = "interfaces"
-match   = ["h*"]
-labels  = { class = "vm" }
-
-[plugin.static]
-library  = "static"
-policies = ["{policies}"]
-
-[plugin.dns]
-library   = "dns"
-upstreams = ["198.19.0.2"]
-# The shipped caps are for one workload's life, not for as many names as fit into a minute.
-limit = { rate = 1000000, burst = 1000000, in_flight = 60000, upstream_rate = 1000000, upstream_burst = 1000000, names = 65000, names_per_wildcard = 65000, window = "1s" }
-
-[[wire]]
-targets = { discovered_by = "taps" }
-sources = ["static", "dns"]
-mode    = "block-all"
-"""
 POLICY = f"""
 [[policy]]
 name  = "names"
@@ -107,7 +88,7 @@ def tell(who, counts):
 
 
 def test_no_first_connection_fails(lab):
-    daemon = lab.daemon(POLICY, CONFIG, extra_host="dns_packets_per_second = 1000000\n")
+    daemon = lab.daemon(POLICY, names_config(options=UNLIMITED), extra_host=UNLIMITED_HOST)
     lab.wait_filtered(daemon)
     # Servers that exist nowhere: whatever answers, it is not them.
     counts = ask_all(lab, "203.0.113.53", "2001:db8:bad::53")

@@ -9,30 +9,12 @@ import struct
 import subprocess
 
 import pytest
-from lab import Lab, find_program
+from daemon import names_config
+from lab import Lab
+from machine import find_program
 from name_servers import Nsd, wire_name
 
 SERVER4, SERVER6 = "203.0.113.53", "2001:db8:bad::53"  # nothing is there: the host answers in its place
-
-CONFIG = """
-[plugin.taps]
-library = "interfaces"
-match   = ["h*"]
-labels  = { class = "vm" }
-
-[plugin.static]
-library  = "static"
-policies = ["{policies}"]
-
-[plugin.dns]
-library   = "dns"
-upstreams = ["198.19.0.2"]
-
-[[wire]]
-targets = { discovered_by = "taps" }
-sources = ["static", "dns"]
-mode    = "block-all"
-"""
 POLICY = """
 [[policy]]
 name  = "names"
@@ -49,7 +31,7 @@ ZONE = "www A 198.51.100.10\nwww AAAA 2001:db8:a::10\ntext TXT \"hello\"\n" + ""
 @pytest.fixture(scope="module")
 def lab():
     with Lab("routed") as lab, Nsd(lab.internet, lab.folder, {"names.example": ZONE}):
-        lab.wait_filtered(lab.daemon(POLICY, CONFIG))
+        lab.wait_filtered(lab.daemon(POLICY, names_config()))
         yield lab
 
 

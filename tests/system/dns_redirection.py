@@ -6,28 +6,12 @@ import dns.message
 import dns.query
 import dns.rcode
 import pytest
-from lab import GATEWAY4, GATEWAY6, Lab, eventually, tcp_exchange
+from daemon import names_config
+from lab import GATEWAY4, GATEWAY6, Lab
+from machine import eventually
 from scripted_upstream import ScriptedUpstream, records
+from traffic import tcp_exchange
 
-CONFIG = """
-[plugin.taps]
-library = "interfaces"
-match   = ["h*"]
-labels  = { class = "vm" }
-
-[plugin.static]
-library  = "static"
-policies = ["{policies}"]
-
-[plugin.dns]
-library   = "dns"
-upstreams = ["{upstream}"]
-
-[[wire]]
-targets = { discovered_by = "taps" }
-sources = ["static", "dns"]
-mode    = "block-all"
-"""
 # The servers that are asked are on the list, on every port, and on the floor: neither matters to port 53.
 POLICY = """
 [[policy]]
@@ -60,7 +44,7 @@ def lab(request):
         lab.cleanups.callback(lab.script.stop)
         lab.script.script["www.names.example"] = lambda q: records(
             "www.names.example 60 A 198.51.100.10" if q.question[0].rdtype == 1 else "www.names.example 60 AAAA 2001:db8:a::10")
-        lab.tamed = lab.daemon(POLICY, CONFIG.replace("{upstream}", upstream))
+        lab.tamed = lab.daemon(POLICY, names_config(upstream))
         lab.wait_filtered(lab.tamed)
         lab.serve(udp=[443])
         yield lab
@@ -118,7 +102,7 @@ def test_a_dead_resolver_answers_nothing_and_lets_nothing_out(lab):
 def test_without_a_resolver_on_the_wire_port_53_is_judged_as_any_other():
     """The control: the questions that the other tests never see beyond the uplink are seen here."""
     with Lab("routed") as lab:
-        lab.tamed = lab.daemon(POLICY, CONFIG.replace("{upstream}", "198.19.0.2").replace('["static", "dns"]', '["static"]'))
+        lab.tamed = lab.daemon(POLICY, names_config().replace('["static", "dns"]', '["static"]'))
         lab.wait_filtered(lab.tamed)
         start = len(lab.sniffer.frames)
         ask(lab, "203.0.113.53", "www.names.example", "udp", timeout=0.4)

@@ -11,8 +11,10 @@ import time
 
 import pytest
 
-import lab as lab_module
-from lab import ALLOWED4, ALLOWED6, DENIED4, DENIED6, HOLE4, HOLE6, PORTED4, Inhabitant, Lab, eventually
+from lab import ALLOWED4, ALLOWED6, DENIED4, DENIED6, HOLE4, HOLE6, PORTED4, Lab
+from machine import eventually
+from packets import raw_udp4
+from workloads import Inhabitant
 
 CONFIG = """
 [plugin.groups]
@@ -170,7 +172,7 @@ def own_header(family, lie=None):
         yield i.do("socket", 0, "hdrincl", family)
         payload = bytes.fromhex(mark)
         if family == 4:
-            packet = lab_module.raw_udp4(SOURCE4, address, 1, 9, payload)
+            packet = raw_udp4(SOURCE4, address, 1, 9, payload)
         else:
             packet = struct.pack("!IHBB", 6 << 28, 8 + len(payload), 17, 64) + socket.inet_pton(socket.AF_INET6, SOURCE6) + socket.inet_pton(
                 socket.AF_INET6, address) + struct.pack("!HHHH", 1, 9, 8 + len(payload), 0) + payload
@@ -184,7 +186,7 @@ def packet_socket(family):
         yield i.do("socket", 0, "packet", 4)
         payload = bytes.fromhex(mark)
         if family == 4:
-            packet, kind = lab_module.raw_udp4(SOURCE4, address, 1, 9, payload), "0800"
+            packet, kind = raw_udp4(SOURCE4, address, 1, 9, payload), "0800"
         else:
             packet, kind = struct.pack("!IHBB", 6 << 28, 8 + len(payload), 17, 64) + socket.inet_pton(
                 socket.AF_INET6, SOURCE6) + socket.inet_pton(socket.AF_INET6, address) + struct.pack(

@@ -7,12 +7,15 @@ that it cannot. Then under an allowlist: none may arrive.
 import contextlib
 import socket
 import struct
+import subprocess
 
 import pytest
 
-import lab as lab_module
-from lab import Lab, PacketRing, TunDevice
+from daemon import INTERFACES_CONFIG
+from lab import ALLOWED4, ALLOWED6, DENIED4, DENIED6, GUEST4, GUEST6, HOLE4, HOLE6, METADATA4, METADATA6, PORTED4, PORTED6, Lab
+from packets import PacketRing, TunDevice, raw_udp4
 from shapes import BRIDGED, ROUTED, SHAPES, TUN, Place
+from traffic import ping, tcp_exchange, udp_exchange
 
 VARIANTS = [ROUTED, BRIDGED, TUN]
 
@@ -117,26 +120,25 @@ def test_no_other_ethertype_escapes():
 
 def device_shapes(lab, tun):
     """Frames with a lying header in front: (number, sender arguments, bytes)."""
-    ip4 = bytes(lab_module.raw_udp4("198.18.1.2", lab_module.DENIED4, 1, 9, b"...." + lab.marker(1)))
-    ip6 = bytes.fromhex("60000000000f1140") + socket.inet_pton(socket.AF_INET6, lab_module.GUEST6) + socket.inet_pton(
-        socket.AF_INET6, lab_module.DENIED6) + struct.pack("!HHHH", 1, 9, 15, 0) + b"..."
+    ip6 = bytes.fromhex("60000000000f1140") + socket.inet_pton(socket.AF_INET6, GUEST6) + socket.inet_pton(
+        socket.AF_INET6, DENIED6) + struct.pack("!HHHH", 1, 9, 15, 0) + b"..."
     if tun:
         return [
-            (1, {"protocol": 0x0800}, lab_module.raw_udp4("198.18.1.2", lab_module.DENIED4, 1, 9, lab.marker(1))),
+            (1, {"protocol": 0x0800}, raw_udp4("198.18.1.2", DENIED4, 1, 9, lab.marker(1))),
             (2, {"protocol": 0x86DD}, ip6 + lab.marker(2)),
             # An allowed IPv4 destination announced as something else, and something else announced as IP.
-            (3, {"protocol": 0x86DD}, lab_module.raw_udp4("198.18.1.2", lab_module.ALLOWED4, 1, 9, lab.marker(3))),
+            (3, {"protocol": 0x86DD}, raw_udp4("198.18.1.2", ALLOWED4, 1, 9, lab.marker(3))),
             (4, {"protocol": 0x0800}, ip6 + lab.marker(4)),
-            (5, {"protocol": 0x8847}, b"\0\1\1\xff" + lab_module.raw_udp4("198.18.1.2", lab_module.ALLOWED4, 1, 9, lab.marker(5))),
-            (6, {"protocol": 0x8100}, b"\0\5\x08\0" + lab_module.raw_udp4("198.18.1.2", lab_module.ALLOWED4, 1, 9, lab.marker(6))),
-            (7, {"protocol": 0x8100}, b"\0\0\x08\0" + lab_module.raw_udp4("198.18.1.2", lab_module.DENIED4, 1, 9, lab.marker(7))),
+            (5, {"protocol": 0x8847}, b"\0\1\1\xff" + raw_udp4("198.18.1.2", ALLOWED4, 1, 9, lab.marker(5))),
+            (6, {"protocol": 0x8100}, b"\0\5\x08\0" + raw_udp4("198.18.1.2", ALLOWED4, 1, 9, lab.marker(6))),
+            (7, {"protocol": 0x8100}, b"\0\0\x08\0" + raw_udp4("198.18.1.2", DENIED4, 1, 9, lab.marker(7))),
         ]
     shapes = []
     number = 1
     for linear in (0, 14, 15, 20, 33, 34, 38, 42):
-        for head, packet in ((b"\x08\0", lab_module.raw_udp4("198.18.1.2", lab_module.DENIED4, 1, 9, lab.marker(number) + bytes(400))),
-                             (b"\x86\xdd", None), (b"\x81\0\0\5\x08\0", lab_module.raw_udp4(
-                                 "198.18.1.2", lab_module.ALLOWED4, 1, 9, lab.marker(number + 2) + bytes(400)))):
+        for head, packet in ((b"\x08\0", raw_udp4("198.18.1.2", DENIED4, 1, 9, lab.marker(number) + bytes(400))),
+                             (b"\x86\xdd", None), (b"\x81\0\0\5\x08\0", raw_udp4(
+                                 "198.18.1.2", ALLOWED4, 1, 9, lab.marker(number + 2) + bytes(400)))):
             if packet is None:
                 packet = ip6[:4] + struct.pack("!H", 12 + 400) + ip6[6:40] + struct.pack("!HHHH", 1, 9, 412, 0) + lab.marker(
                     number) + bytes(400)
@@ -194,35 +196,35 @@ def filtered(request):
         yield lab
 
 
-A4, A6, P4, P6 = lab_module.ALLOWED4, lab_module.ALLOWED6, lab_module.PORTED4, lab_module.PORTED6
-D4, D6 = lab_module.DENIED4, lab_module.DENIED6
+A4, A6, P4, P6 = ALLOWED4, ALLOWED6, PORTED4, PORTED6
+D4, D6 = DENIED4, DENIED6
 
 
 def test_allowed_traffic_works(filtered):
     """Also: neighbours are resolved through the filter, by ARP and by ND."""
     for address in (A4, A6):
-        assert lab_module.ping(filtered.guest, address, timeout=5)
-        assert lab_module.tcp_exchange(filtered.guest, address, 80) == "ok"
-        assert lab_module.udp_exchange(filtered.guest, address, 9999) == "ok"
-        assert lab_module.udp_exchange(filtered.guest, address, 9999, bytes(4000)) == "ok", "fragments to an allowed address"
-        assert lab_module.tcp_exchange(filtered.guest, address, 443, bytes(50000)) in ("ok", "other data")
+        assert ping(filtered.guest, address, timeout=5)
+        assert tcp_exchange(filtered.guest, address, 80) == "ok"
+        assert udp_exchange(filtered.guest, address, 9999) == "ok"
+        assert udp_exchange(filtered.guest, address, 9999, bytes(4000)) == "ok", "fragments to an allowed address"
+        assert tcp_exchange(filtered.guest, address, 443, bytes(50000)) in ("ok", "other data")
     for address in (P4, P6):
-        assert lab_module.tcp_exchange(filtered.guest, address, 443) == "ok"
-        assert lab_module.udp_exchange(filtered.guest, address, 8050) == "ok"
+        assert tcp_exchange(filtered.guest, address, 443) == "ok"
+        assert udp_exchange(filtered.guest, address, 8050) == "ok"
 
 
 def test_a_denial_is_an_error_not_a_timeout(filtered):
-    for address in (D4, D6, lab_module.HOLE4, lab_module.HOLE6):
-        assert lab_module.tcp_exchange(filtered.guest, address, 443, timeout=20) in (
+    for address in (D4, D6, HOLE4, HOLE6):
+        assert tcp_exchange(filtered.guest, address, 443, timeout=20) in (
             "ECONNREFUSED", "EHOSTUNREACH", "EACCES", "ENETUNREACH", "ECONNRESET"), address
-        assert lab_module.udp_exchange(filtered.guest, address, 9999, timeout=5) in (
+        assert udp_exchange(filtered.guest, address, 9999, timeout=5) in (
             "ECONNREFUSED", "EHOSTUNREACH", "EACCES", "ENETUNREACH", "EPERM"), address
     for address in (P4, P6):
-        assert lab_module.tcp_exchange(filtered.guest, address, 80, timeout=20) not in ("ok", "timeout")
+        assert tcp_exchange(filtered.guest, address, 80, timeout=20) not in ("ok", "timeout")
 
 
 def test_the_log_names_address_and_reason_of_a_denial(filtered):
-    lab_module.tcp_exchange(filtered.guest, D4, 443)
+    tcp_exchange(filtered.guest, D4, 443)
     filtered.filter.expect_log(rf"{D4}.*not on the allowlist|not on the allowlist.*{D4}")
 
 
@@ -230,7 +232,7 @@ def test_the_log_names_address_and_reason_of_a_denial(filtered):
 def test_replies_to_inbound_connections_pass(filtered, six):
     """From an address that the guest may not dial."""
     outside = D6 if six else D4
-    guest_address = lab_module.GUEST6 if six else lab_module.GUEST4
+    guest_address = GUEST6 if six else GUEST4
     family = socket.AF_INET6 if six else socket.AF_INET
     listener = filtered.guest.socket(family, socket.SOCK_STREAM)
     with listener:
@@ -251,7 +253,7 @@ def test_replies_to_inbound_connections_pass(filtered, six):
                 assert client.recv(100) == b"answer"
     # The guest's address answers a ping from there, and UDP by the same ports only.
     with filtered.internet.inside():
-        done = lab_module.subprocess.run(["ping", "-n", "-c", "1", "-W", "5", "-I", outside, guest_address], capture_output=True)
+        done = subprocess.run(["ping", "-n", "-c", "1", "-W", "5", "-I", outside, guest_address], capture_output=True)
     assert done.returncode == 0
     server = filtered.guest.socket(family, socket.SOCK_DGRAM)
     client = filtered.internet.socket(family, socket.SOCK_DGRAM)
@@ -327,14 +329,14 @@ cidrs = ["198.51.100.0/24", "2001:db8:a::/48"]
 [[policy.deny]]
 cidrs = ["{D4}/32", "{D6}/128"]
 """
-    goals = {"allowed": (A4, A6), "hole-free": (lab_module.HOLE4, lab_module.HOLE6), "unmentioned": (P4, P6), "denied": (D4, D6)}
+    goals = {"allowed": (A4, A6), "hole-free": (HOLE4, HOLE6), "unmentioned": (P4, P6), "denied": (D4, D6)}
     with Lab(variant) as lab:
         lab.serve()
         daemon = lab.daemon(policy)
         lab.wait_filtered(daemon, mode=["block-all", "allowlist", "denylist", "disabled"].index(mode))
         for name, addresses in goals.items():
             for address in addresses:
-                answer = lab_module.udp_exchange(lab.guest, address, 9999, timeout=0.5 if name not in expected else 3)
+                answer = udp_exchange(lab.guest, address, 9999, timeout=0.5 if name not in expected else 3)
                 assert (answer == "ok") == (name in expected), (name, address, answer)
 
 
@@ -353,15 +355,15 @@ cidrs = ["{D4}/32", "{D6}/128"]
         lab.serve()
         lab.wait_filtered(lab.daemon(policy))
         for address in (A4, A6, P4, P6):
-            assert lab_module.udp_exchange(lab.guest, address, 9999) == "ok"
+            assert udp_exchange(lab.guest, address, 9999) == "ok"
         for address in (D4, D6, "64:ff9b::cb00:7142", "2002:cb00:7142::1"):
-            assert lab_module.udp_exchange(lab.guest, address, 9999, timeout=0.5) != "ok", address
+            assert udp_exchange(lab.guest, address, 9999, timeout=0.5) != "ok", address
 
 
 @pytest.mark.parametrize("rules,may_overrule,passes", [
     ('cidrs = ["0.0.0.0/0", "::/0"]', True, False),
-    (f'cidrs = ["{lab_module.METADATA4}/32", "{lab_module.METADATA6}/128"]', False, False),
-    (f'cidrs = ["{lab_module.METADATA4}/32", "{lab_module.METADATA6}/128"]', True, True),
+    (f'cidrs = ["{METADATA4}/32", "{METADATA6}/128"]', False, False),
+    (f'cidrs = ["{METADATA4}/32", "{METADATA6}/128"]', True, True),
 ], ids=["allowing-everything", "a-source-that-may-not", "as-specific-and-may"])
 def test_the_floor_holds_unless_the_operator_overrules_it_as_specifically(rules, may_overrule, passes):
     policy = f'''
@@ -374,18 +376,18 @@ cidrs = ["198.51.100.0/24", "2001:db8:a::/48"]
 [[policy.allow]]
 {rules}
 '''
-    config = lab_module.INTERFACES_CONFIG.replace('library  = "static"', 'library  = "static"\noverrides_floor = ' + (
+    config = INTERFACES_CONFIG.replace('library  = "static"', 'library  = "static"\noverrides_floor = ' + (
         "true" if may_overrule else "false"))
     with Lab(ROUTED) as lab:
         lab.serve()
         lab.wait_filtered(lab.daemon(policy, config))
-        for address in (lab_module.METADATA4, lab_module.METADATA6):
-            assert (lab_module.udp_exchange(lab.guest, address, 9999, timeout=3 if passes else 0.5) == "ok") == passes
-        assert lab_module.udp_exchange(lab.guest, A4, 9999) == "ok"
+        for address in (METADATA4, METADATA6):
+            assert (udp_exchange(lab.guest, address, 9999, timeout=3 if passes else 0.5) == "ok") == passes
+        assert udp_exchange(lab.guest, A4, 9999) == "ok"
 
 
 def test_control_metadata_answers_when_nothing_filters():
     with Lab(ROUTED) as lab:
         lab.serve()
-        for address in (lab_module.METADATA4, lab_module.METADATA6, D4, D6, "64:ff9b::cb00:7142", "2002:cb00:7142::1"):
-            assert lab_module.udp_exchange(lab.guest, address, 9999) == "ok", address
+        for address in (METADATA4, METADATA6, D4, D6, "64:ff9b::cb00:7142", "2002:cb00:7142::1"):
+            assert udp_exchange(lab.guest, address, 9999) == "ok", address

@@ -6,14 +6,16 @@ and printed.
 
 import contextlib
 import os
+import socket
 import statistics
 import subprocess
 import time
 
 import pytest
 
-import lab as lab_module
-from lab import ALLOWED4, DENIED4, Lab, Pulse, eventually, rounds
+from lab import ALLOWED4, DENIED4, Lab
+from machine import eventually, find_program, rounds
+from workloads import Pulse
 
 TENANTS = """
 [[policy]]
@@ -172,7 +174,7 @@ def test_the_guard_stops_what_nobody_filters_and_passes_what_is_trusted():
             lab.guest.ip("link", "set", "ga", "up")
             pulse = Pulse(lab.guest, ("ga", lab.udp_frame(9, ALLOWED4, source="198.18.3.2", destination_mac=lab.host.mac("other"))))
             try:
-                with contextlib.closing(lab.host.socket(lab_module.socket.AF_INET, lab_module.socket.SOCK_DGRAM)) as witness:
+                with contextlib.closing(lab.host.socket(socket.AF_INET, socket.SOCK_DGRAM)) as witness:
                     if trusted:
                         eventually(lambda: 9 in lab.arrived(), "traffic of the trusted link")
                     else:
@@ -226,7 +228,7 @@ class NewcomerLab(Lab):
         """A process that is in its new cgroup from its first instruction and sends to both internets."""
         start = len(self.sniffer.frames)
         began = time.monotonic()
-        process = self.host.popen([lab_module.find_program("newcomer"), f"{self.parent.path}/{tenant}-w", "9", self.marker(number).hex(),
+        process = self.host.popen([find_program("newcomer"), f"{self.parent.path}/{tenant}-w", "9", self.marker(number).hex(),
                                    INTERNET_OF[tenant], INTERNET_OF["b" if tenant == "a" else "a"]], stdin=subprocess.PIPE,
                                   stdout=subprocess.PIPE, text=True)
         try:

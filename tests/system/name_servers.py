@@ -12,7 +12,8 @@ import shutil
 import socket
 import subprocess
 
-from lab import eventually, family_of
+from machine import eventually
+from traffic import family_of
 
 SOA = """$ORIGIN {zone}.
 $TTL 300

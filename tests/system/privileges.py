@@ -8,8 +8,10 @@ import subprocess
 
 import pytest
 
-import lab as lab_module
-from lab import ALLOWED4, DENIED4, Lab, run
+from daemon import plugin_folders
+from lab import ALLOWED4, DENIED4, Lab
+from machine import PATIENCE, find_program, run
+from traffic import udp_exchange
 
 NOBODY = pwd.getpwnam("nobody").pw_uid
 CAPABILITIES = ["bpf", "net_admin", "perfmon"]
@@ -40,8 +42,8 @@ def hand_over(daemon):
 
 def filters(lab, daemon):
     lab.wait_filtered(daemon)
-    assert lab_module.udp_exchange(lab.guest, ALLOWED4, 9999) == "ok"
-    assert lab_module.udp_exchange(lab.guest, DENIED4, 9999, timeout=0.5) != "ok"
+    assert udp_exchange(lab.guest, ALLOWED4, 9999) == "ok"
+    assert udp_exchange(lab.guest, DENIED4, 9999, timeout=0.5) != "ok"
 
 
 def test_runs_as_an_unprivileged_user_with_three_capabilities(place):
@@ -61,7 +63,7 @@ def test_a_missing_capability_is_named(place, missing):
     daemon = place.daemon(start=False, wrapper=as_nobody([name for name in CAPABILITIES if name != missing]))
     hand_over(daemon)
     daemon.start(wait=False)
-    assert daemon.process.wait(lab_module.PATIENCE) != 0
+    assert daemon.process.wait(PATIENCE) != 0
     assert f"CAP_{missing.upper()}" in daemon.log()
 
 
@@ -74,7 +76,7 @@ def test_a_failing_setrlimit_is_tolerated(place):
 
 def refused(daemon, *words):
     daemon.start(wait=False)
-    assert daemon.process.wait(lab_module.PATIENCE) != 0
+    assert daemon.process.wait(PATIENCE) != 0
     log = daemon.log()
     for word in words:
         assert word in log, log
@@ -109,7 +111,7 @@ def test_a_second_start_on_one_state_directory_is_refused(place):
     daemon = place.daemon()
     place.wait_filtered(daemon)
     with place.host.inside():
-        second = subprocess.run([lab_module.find_program("sluiced"), "--config", daemon.config_file], text=True,
+        second = subprocess.run([find_program("sluiced"), "--config", daemon.config_file], text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
     assert second.returncode != 0
     assert daemon.state in second.stdout and str(daemon.process.pid) in second.stdout, second.stdout
@@ -119,14 +121,14 @@ def test_a_second_start_on_one_state_directory_is_refused(place):
 
 def test_plugins_that_others_may_change_are_refused(place):
     """Not root's, writable by the group, writable by others, or in a folder that others may change."""
-    source = next(f"{folder}/static.so" for folder in lab_module.plugin_folders() if os.path.exists(f"{folder}/static.so"))
+    source = next(f"{folder}/static.so" for folder in plugin_folders() if os.path.exists(f"{folder}/static.so"))
     for label, prepare in (("owner", lambda path: os.chown(path, NOBODY, 0)), ("group", lambda path: os.chmod(path, 0o775)),
                            ("others", lambda path: os.chmod(path, 0o757))):
         folder = f"{place.folder}/plugins-{label}"
         os.makedirs(folder)
         shutil.copy(source, f"{folder}/untrusted.so")
         prepare(f"{folder}/untrusted.so")
-        daemon = place.daemon(start=False, config=f"""
+        daemon = place.daemon(start=False, config="""
 [plugin.x]
 library = "untrusted"
 policies = []
@@ -141,7 +143,7 @@ policies = []
 
 
 def test_version_and_usage():
-    program = lab_module.find_program("sluiced")
+    program = find_program("sluiced")
     done = subprocess.run([program, "--version"], capture_output=True, text=True)
     assert done.returncode == 0 and re.search(r"\d+\.\d+\.\d+", done.stdout)
     done = subprocess.run([program, "--nonsense"], capture_output=True, text=True)

@@ -14,15 +14,15 @@ from typing import Callable
 
 logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption, IPOption_LSRR, IPOption_RR, IPOption_SSRR  # noqa: E402
-from scapy.layers.inet6 import (ICMPv6EchoReply, ICMPv6EchoRequest, ICMPv6MLReport2, ICMPv6ND_NA, ICMPv6ND_NS,  # noqa: E402
-                                ICMPv6ND_RA, ICMPv6ND_Redirect, ICMPv6ND_RS, ICMPv6NDOptSrcLLAddr, IPv6, IPv6ExtHdrDestOpt,
-                                IPv6ExtHdrFragment, IPv6ExtHdrHopByHop, IPv6ExtHdrRouting, PadN, Jumbo)
+from scapy.layers.inet6 import (ICMPv6EchoRequest, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop,  # noqa: E402
+                                PadN)
 from scapy.layers.l2 import ARP, GRE, LLC, SNAP, STP, Dot1AD, Dot1Q, Ether  # noqa: E402
 from scapy.layers.vxlan import VXLAN  # noqa: E402
 from scapy.packet import Raw  # noqa: E402
 
 from lab import (ALLOWED4, ALLOWED6, DENIED4, DENIED6, GATEWAY4, GATEWAY6, GUEST4, GUEST6, HOLE4, HOLE6, PORTED4,  # noqa: E402
                  PORTED6)
+
 
 ROUTED, BRIDGED, TUN = "routed", "bridged", "tun"
 EVERYWHERE = frozenset({ROUTED, BRIDGED, TUN})

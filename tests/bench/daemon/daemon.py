@@ -21,13 +21,9 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "system"))
 
-from lab import INTERFACES_CONFIG, Lab, eventually  # noqa: E402
-
-WITH_NAMES = INTERFACES_CONFIG.replace('sources = ["static"]', 'sources = ["static", "dns"]') + """
-[plugin.dns]
-library   = "dns"
-upstreams = ["198.19.0.2"]
-"""
+from daemon import INTERFACES_CONFIG, names_config  # noqa: E402
+from lab import Lab  # noqa: E402
+from machine import eventually  # noqa: E402
 
 
 def policy(prefixes):
@@ -83,7 +79,7 @@ def main():
     with Lab("routed") as lab:
         lab.host.sysctl(ipv6__conf__default__disable_ipv6=1)
         options = {"policy": policy(1000), "max_attachments": 4096}
-        daemon = lab.daemon(config=WITH_NAMES, **options)
+        daemon = lab.daemon(config=names_config(), **options)
         lab.wait_filtered(daemon)
         memory_row("resident, static policy and dns, 1 attachment", daemon)
         daemon.forget()

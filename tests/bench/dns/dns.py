@@ -22,34 +22,13 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "system"))
 
+from daemon import UNLIMITED, UNLIMITED_HOST, names_config  # noqa: E402
 from lab import Lab  # noqa: E402
 from name_servers import Dnsdist, Dnsmasq, Nsd, Unbound, nft  # noqa: E402
 
 ZONE = "bench.example"
 TICKS = os.sysconf("SC_CLK_TCK")
 
-CONFIG = """
-[plugin.taps]
-library = "interfaces"
-match   = ["h*"]
-labels  = { class = "vm" }
-
-[plugin.static]
-library  = "static"
-policies = ["{policies}"]
-
-[plugin.dns]
-library   = "dns"
-upstreams = ["198.19.0.2"]
-{unlimited}
-
-[[wire]]
-targets = { discovered_by = "taps" }
-sources = ["static", "dns"]
-mode    = "block-all"
-"""
-# The caps of one workload are far below what a benchmark asks.
-UNLIMITED = 'limit = { rate = 1000000, burst = 1000000, in_flight = 60000, upstream_rate = 1000000, upstream_burst = 1000000, names = 65000, names_per_wildcard = 65000, window = "1s" }'
 POLICY = f"""
 [[policy]]
 name  = "names"
@@ -85,7 +64,7 @@ def contender(lab, name, number):
     folder, upstream = lab.folder, "198.19.0.2"
     tag = f"{name.replace(' ', '').replace('--', '-')}{number}"
     if name == "sluice":
-        daemon = lab.daemon(POLICY, CONFIG.replace("{unlimited}", UNLIMITED), extra_host="dns_packets_per_second = 1000000\n")
+        daemon = lab.daemon(POLICY, names_config(options=UNLIMITED), extra_host=UNLIMITED_HOST)
         try:
             lab.wait_filtered(daemon)
             yield Contender(name, "203.0.113.53", daemon.process.pid)
@@ -183,7 +162,7 @@ def flood(lab, seconds, rounds):
     """What one workload's flood does to another's answers: sluice with the caps it ships with, a neighbour that asks 500 times a second
     for a name in memory, alone and while the first guest sends as fast as it can."""
     neighbour = lab.add_guest(2)
-    daemon = lab.daemon(POLICY, CONFIG.replace("{unlimited}", ""))
+    daemon = lab.daemon(POLICY, names_config())
     try:
         lab.wait_filtered(daemon)
         lab.wait_filtered(daemon, "h2")

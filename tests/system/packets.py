@@ -1,0 +1,174 @@
+"""Whole packets: what sends them, from where a guest or a virtual machine does, and what records them beyond the host."""
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import socket
+import struct
+import threading
+import time
+
+from machine import eventually
+
+
+def checksum(data):
+    if len(data) % 2:
+        data += b"\0"
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def raw_ip4(source, destination, protocol, payload, ttl=64):
+    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(payload), 1, 0, ttl, protocol, 0, socket.inet_aton(source),
+                       socket.inet_aton(destination))
+    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + payload
+
+
+def raw_udp4(source, destination, source_port, destination_port, payload, ttl=64):
+    return raw_ip4(source, destination, 17, struct.pack("!HHHH", source_port, destination_port, 8 + len(payload), 0) + payload,
+                   ttl)
+
+
+class PacketSocket:
+    """Sends whole frames by AF_PACKET from one device."""
+
+    def __init__(self, namespace, device):
+        self.socket = namespace.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        self.socket.bind((device, 0))
+        self.socket.setsockopt(socket.SOL_SOCKET, 33, 1 << 24)  # SO_RCVBUFFORCE is 33, SO_SNDBUFFORCE 32
+        self.socket.setsockopt(socket.SOL_SOCKET, 32, 1 << 24)
+
+    def send(self, frame):
+        while True:
+            try:
+                self.socket.send(frame)
+                return True
+            except BlockingIOError:
+                time.sleep(0.001)
+            except OSError as error:
+                if error.errno == errno.ENOBUFS:
+                    time.sleep(0.001)
+                    continue
+                raise
+
+    def close(self):
+        self.socket.close()
+
+
+class PacketRing:
+    """Sends by PACKET_TX_RING: the kernel builds skbs whose data beyond the Ethernet header is in pages (non-linear)."""
+
+    _BLOCK, _FRAME, _COUNT = 1 << 16, 2048, 32
+    _HEADER = 32  # sizeof(struct tpacket2_hdr), aligned; the frame begins here when PACKET_TX_HAS_OFF is off
+
+    def __init__(self, namespace, device):
+        self.socket = namespace.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        SOL_PACKET = 263
+        self.socket.setsockopt(SOL_PACKET, 10, 1)  # PACKET_VERSION: TPACKET_V2
+        self.socket.setsockopt(SOL_PACKET, 14, 1)  # PACKET_LOSS: a malformed frame is skipped, not fatal
+        self.socket.setsockopt(SOL_PACKET, 13, struct.pack("IIII", self._BLOCK, 1, self._FRAME, self._COUNT))  # PACKET_TX_RING
+        self.socket.bind((device, 0))
+        self.ring = mmap.mmap(self.socket.fileno(), self._BLOCK)
+        self.next = 0
+
+    def send(self, frame):
+        at = self.next * self._FRAME
+        eventually(lambda: struct.unpack_from("I", self.ring, at)[0] == 0, "a free frame in the transmit ring", pause=0.001)
+        self.ring[at + self._HEADER:at + self._HEADER + len(frame)] = frame
+        struct.pack_into("II", self.ring, at + 4, len(frame), len(frame))
+        struct.pack_into("I", self.ring, at, 1)  # TP_STATUS_SEND_REQUEST
+        self.next = (self.next + 1) % self._COUNT
+        try:
+            self.socket.send(b"")
+        except OSError as error:
+            if error.errno not in (errno.EMSGSIZE, errno.EINVAL):
+                raise
+            struct.pack_into("I", self.ring, at, 0)
+
+    def close(self):
+        self.ring.close()
+        self.socket.close()
+
+
+class TunDevice:
+    """/dev/net/tun held open: what is written here is what a virtual machine sends. `kind` is "tun" or "tap"."""
+
+    def __init__(self, namespace, name, kind="tun", packet_information=False, vnet_header=False):
+        self.name = name
+        self.packet_information, self.vnet_header = packet_information, vnet_header
+        flags = {"tun": 0x0001, "tap": 0x0002}[kind]
+        if not packet_information:
+            flags |= 0x1000  # IFF_NO_PI
+        if vnet_header:
+            flags |= 0x4000  # IFF_VNET_HDR
+        with namespace.inside():  # the device lands in the namespace of whoever opens
+            self.fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+            fcntl.ioctl(self.fd, 0x400454CA, struct.pack("16sH", name.encode(), flags))  # TUNSETIFF
+
+    def send(self, packet, protocol=None, linear=0):
+        """`protocol`: the EtherType in the packet information; `linear`: hdr_len of the vnet header."""
+        head = b""
+        if self.packet_information:
+            if protocol is None:
+                protocol = 0x86DD if packet and packet[0] >> 4 == 6 else 0x0800
+            head += struct.pack("!HH", 0, protocol)
+        if self.vnet_header:
+            head += struct.pack("<BBHHHH", 0, 0, linear, 0, 0, 0)
+        try:
+            os.write(self.fd, head + packet)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EIO):  # the driver itself refuses the shape
+                raise
+
+    def receive(self):
+        try:
+            return os.read(self.fd, 65536)
+        except BlockingIOError:
+            return b""
+
+    def close(self):
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class Sniffer(threading.Thread):
+    """Records every frame that arrives at a device (not what is sent there)."""
+
+    def __init__(self, namespace, device):
+        super().__init__(daemon=True)
+        self.frames = []
+        self.times = []  # time.monotonic() of each
+        self.socket = namespace.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.ntohs(3))  # ETH_P_ALL
+        self.socket.bind((device, 3))
+        self.socket.setsockopt(socket.SOL_SOCKET, 33, 1 << 26)
+        with contextlib.suppress(OSError):
+            self.socket.setsockopt(263, 1, struct.pack("iHH8s", namespace.ifindex(device), 1, 0, b""))  # promiscuous
+        self.socket.settimeout(0.2)
+        self.stopping = False
+        self.start()
+
+    def run(self):
+        while not self.stopping:
+            try:
+                frame, address = self.socket.recvfrom(65536)
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+            if address[2] != 4:  # PACKET_OUTGOING
+                self.times.append(time.monotonic())
+                self.frames.append(frame)
+
+    def lost(self):
+        """Frames the kernel could not record since the last call: a test that asserts absence must see 0."""
+        return struct.unpack("II", self.socket.getsockopt(263, 6, 8))[1]  # PACKET_STATISTICS
+
+    def stop(self):
+        self.stopping = True
+        self.join()
+        self.socket.close()
