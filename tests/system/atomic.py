@@ -47,6 +47,22 @@ def sequences(lab, number):
     return [struct.unpack("!Q", frame[-8:])[0] for frame in lab.sniffer.frames if marker in frame]
 
 
+def all_streams(lab):
+    """A pulse of the guest's: two streams that policy denies, two that it allows, IPv4 and IPv6 each."""
+    return Pulse(lab.guest, *[("g1", lab.udp_frame(number, address)) for number, address in zip(
+        TO_DENIED + TO_ALLOWED, (DENIED4, DENIED6, ALLOWED4, ALLOWED6))], interval_us=300)
+
+
+def expect_whole_streams(lab, sent):
+    """Of what such a pulse has sent: nothing that is denied has arrived, and of what is allowed nothing is missing."""
+    lab.flush(lambda: lab.sender.send(lab.sentinel_frame()))
+    for number, count in zip(TO_DENIED, sent[:2]):
+        assert count > 0 and sequences(lab, number) == [], "denied packets passed"
+    for number, count in zip(TO_ALLOWED, sent[2:]):
+        seen = sequences(lab, number)
+        assert seen == list(range(count)), f"{count - len(set(seen))} of {count} allowed packets were lost"
+
+
 @pytest.mark.parametrize("make", [denylist, allowlist])
 def test_a_replaced_policy_is_never_half_there(make):
     others = prefixes()
@@ -54,8 +70,7 @@ def test_a_replaced_policy_is_never_half_there(make):
         daemon = lab.daemon(make(0, others))
         lab.wait_filtered(daemon, mode=2 if make is denylist else 1)
         slot = daemon.live_slot(ifindex=lab.host.ifindex("h1"))
-        pulse = Pulse(lab.guest, *[("g1", lab.udp_frame(number, address)) for number, address in zip(
-            TO_DENIED + TO_ALLOWED, (DENIED4, DENIED6, ALLOWED4, ALLOWED6))], interval_us=300)
+        pulse = all_streams(lab)
         try:
             replaced = rounds(1000, 100)
             for number in range(1, replaced + 1):
@@ -65,19 +80,13 @@ def test_a_replaced_policy_is_never_half_there(make):
         finally:
             sent = pulse.stop()
             slot.close()
-        lab.flush(lambda: lab.sender.send(lab.sentinel_frame()))
-        for number, count in zip(TO_DENIED, sent[:2]):
-            assert count > 0 and sequences(lab, number) == [], "denied packets passed"
-        for number, count in zip(TO_ALLOWED, sent[2:]):
-            seen = sequences(lab, number)
-            assert seen == list(range(count)), f"{count - len(set(seen))} of {count} allowed packets were lost"
+        expect_whole_streams(lab, sent)
         print(f"{make.__name__}: {replaced} replacements of {RULES} rules under {sum(sent)} packets")
 
 
 def test_control_the_same_traffic_arrives_when_nothing_filters():
     with Lab("routed") as lab:
-        pulse = Pulse(lab.guest, *[("g1", lab.udp_frame(number, address)) for number, address in zip(
-            TO_DENIED + TO_ALLOWED, (DENIED4, DENIED6, ALLOWED4, ALLOWED6))], interval_us=300)
+        pulse = all_streams(lab)
         eventually(lambda: len(sequences(lab, TO_ALLOWED[1])) > 1000, "a thousand packets of the last stream")
         sent = pulse.stop()
         lab.flush(lambda: lab.sender.send(lab.sentinel_frame()))

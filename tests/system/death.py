@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from atomic import TO_ALLOWED, TO_DENIED, sequences
+from atomic import all_streams, expect_whole_streams
 from escape_cgroup import CONFIG as CGROUP_CONFIG
 from escape_cgroup import CgroupLab
 from lab import ALLOWED4, ALLOWED6, ALLOWLIST, DENIED4, DENIED6, GUEST4, Lab
@@ -67,8 +67,7 @@ def test_restarts_open_nothing_and_cut_nothing(death):
         lab.wait_filtered(daemon)
         before = daemon.slot_of(ifindex=lab.host.ifindex("h1"))
         connections = Connections(lab.guest)
-        pulse = Pulse(lab.guest, *[("g1", lab.udp_frame(number, address)) for number, address in zip(
-            TO_DENIED + TO_ALLOWED, (DENIED4, DENIED6, ALLOWED4, ALLOWED6))], interval_us=300)
+        pulse = all_streams(lab)
         try:
             count = rounds(200, 10)
             # A link is pinned once the device has gone from clsact to TCX, behind the attach.
@@ -87,12 +86,7 @@ def test_restarts_open_nothing_and_cut_nothing(death):
             connections.close()
         after = daemon.slot_of(ifindex=lab.host.ifindex("h1"))
         assert after["incarnation"] == before["incarnation"], "adopted, not attached anew"
-        lab.flush(lambda: lab.sender.send(lab.sentinel_frame()))
-        for number, total in zip(TO_DENIED, sent[:2]):
-            assert total > 0 and sequences(lab, number) == [], "denied packets passed"
-        for number, total in zip(TO_ALLOWED, sent[2:]):
-            seen = sequences(lab, number)
-            assert seen == list(range(total)), f"{total - len(set(seen))} of {total} allowed packets were lost"
+        expect_whole_streams(lab, sent)
         print(f"{death.__name__}: {count} deaths under {sum(sent)} packets")
 
 
@@ -102,8 +96,7 @@ def test_a_kill_at_any_moment_of_a_start_opens_nothing():
         lab.serve()
         daemon = lab.daemon()
         lab.wait_filtered(daemon)
-        pulse = Pulse(lab.guest, *[("g1", lab.udp_frame(number, address)) for number, address in zip(
-            TO_DENIED + TO_ALLOWED, (DENIED4, DENIED6, ALLOWED4, ALLOWED6))], interval_us=300)
+        pulse = all_streams(lab)
         try:
             daemon.kill()
             for number in range(rounds(200, 15)):
@@ -114,11 +107,7 @@ def test_a_kill_at_any_moment_of_a_start_opens_nothing():
             assert udp_exchange(lab.guest, ALLOWED4, 9999) == "ok"
         finally:
             sent = pulse.stop()
-        lab.flush(lambda: lab.sender.send(lab.sentinel_frame()))
-        for number, total in zip(TO_DENIED, sent[:2]):
-            assert total > 0 and sequences(lab, number) == [], "denied packets passed"
-        for number, total in zip(TO_ALLOWED, sent[2:]):
-            assert sequences(lab, number) == list(range(total)), "allowed packets were lost"
+        expect_whole_streams(lab, sent)
 
 
 def test_links_that_change_while_no_daemon_runs():
