@@ -8,7 +8,7 @@ function(sluice_add_test path)
   add_test(NAME ${path} COMMAND ${target})
 endfunction()
 
-# sluice_add_system_test(PATH [SERIAL] [TIMEOUT seconds]): tests/PATH.py under pytest, as root, with real namespaces.
+# sluice_add_system_test(PATH [TIMEOUT seconds]): tests/PATH.py under pytest, as root, with real namespaces.
 function(sluice_add_system_test path)
   cmake_parse_arguments(ARG "" "TIMEOUT" "" ${ARGN})
   if(NOT ARG_TIMEOUT)
