@@ -6,12 +6,14 @@ import re
 import shutil
 import subprocess
 
+import dns.message
+import dns.query
 import pytest
-
-from daemon import plugin_folders
+from daemon import names_config, plugin_folders
 from lab import ALLOWED4, DENIED4, Lab
-from machine import PATIENCE, find_program, run
-from traffic import udp_exchange
+from machine import PATIENCE, REPOSITORY, find_program, run
+from scripted_upstream import ScriptedUpstream, records
+from traffic import tcp_exchange, udp_exchange
 
 NOBODY = pwd.getpwnam("nobody").pw_uid
 CAPABILITIES = ["bpf", "net_admin", "perfmon"]
@@ -65,6 +67,42 @@ def test_a_missing_capability_is_named(place, missing):
     daemon.start(wait=False)
     assert daemon.process.wait(PATIENCE) != 0
     assert f"CAP_{missing.upper()}" in daemon.log()
+
+
+NAMES = """
+[[policy]]
+name  = "names"
+match = { class = "vm" }
+mode  = "allowlist"
+[[policy.allow]]
+domains = ["www.names.example"]
+"""
+
+
+def test_the_service_unit_grants_what_the_resolver_needs_as_well():
+    with open(f"{REPOSITORY}/config/systemd/sluiced.service.in") as unit:
+        granted = re.search(r"^CapabilityBoundingSet=(.*)$", unit.read(), re.MULTILINE).group(1).lower().replace("cap_", "").split()
+    with Lab("routed") as lab:
+        script = ScriptedUpstream(lab.internet, "198.19.0.2")
+        lab.cleanups.callback(script.stop)
+        script.script["www.names.example"] = lambda q: records(f"www.names.example 60 A {DENIED4}")
+        lab.serve(udp=[443])
+        daemon = lab.daemon(NAMES, names_config(), start=False, wrapper=as_nobody(granted))
+        hand_over(daemon)
+        daemon.start()
+        lab.wait_filtered(daemon)
+        assert tcp_exchange(lab.guest, DENIED4, 443) != "ok"
+        with lab.guest.inside():
+            answer = dns.query.udp(dns.message.make_query("www.names.example.", "A"), "203.0.113.53", timeout=6)
+        assert [item.to_text() for rrset in answer.answer for item in rrset] == [DENIED4]
+        assert tcp_exchange(lab.guest, DENIED4, 443) == "ok"
+
+
+def test_the_resolver_names_the_capability_that_it_misses(place):
+    daemon = place.daemon(NAMES, names_config(), start=False, wrapper=as_nobody(CAPABILITIES))
+    hand_over(daemon)
+    daemon.start(wait=False)
+    daemon.expect_log("CAP_NET_BIND_SERVICE")
 
 
 def test_a_failing_setrlimit_is_tolerated(place):
