@@ -2,7 +2,9 @@
 then holds for the workload that asked. The upstream is scripted, so it may lie in every way there is.
 """
 
+import contextlib
 import ipaddress
+import os
 import socket
 import struct
 import time
@@ -14,10 +16,10 @@ import dns.rcode
 import dns.rdatatype
 import pytest
 from daemon import names_config
-from lab import GUEST4, Lab
+from lab import GUEST4, PORTED4, PORTED6, Lab
 from machine import eventually
 from scripted_upstream import ScriptedUpstream, records, reply
-from traffic import tcp_exchange
+from traffic import family_of, tcp_exchange
 
 SERVER = "203.0.113.53"  # nothing is there
 POLICY = """
@@ -260,6 +262,56 @@ def test_removing_a_rule_closes_what_it_opened(lab):
     assert "198.51.100.221" in opened(lab) and tcp_exchange(lab.guest, "198.51.100.221", 443) == "ok", "the twin's address went too"
     response = ask(lab, "extra.example")
     assert response.rcode() == dns.rcode.NXDOMAIN
+
+
+def test_a_reload_touches_the_rules_that_changed_and_no_others():
+    """SIGHUP, with another folder of policies and another option of the resolver: what both folders name stays open, live connections
+    and resolved addresses alike; what only the old one named closes; what only the new one names opens."""
+    def policy(*names):
+        return (POLICY[:POLICY.index("[[policy.allow]]")] + '[[policy.allow]]\ncidrs = ["192.0.2.0/24", "2001:db8:c::/48"]\n' +
+                "".join(f'[[policy.allow]]\nname = "{name}"\ndomains = ["{name}.example"]\n' for name in names))
+
+    with Lab("routed") as lab:
+        script = ScriptedUpstream(lab.internet, "198.19.0.2")
+        lab.cleanups.callback(script.stop)
+        addresses = {}
+        for number, name in enumerate(("stays", "goes", "comes"), 80):
+            addresses[name] = {A: f"198.51.100.{number}", AAAA: f"2001:db8:a::{number}"}
+            script.script[f"{name}.example"] = lambda q, name=name: records(*(
+                f"{name}.example 3600 {kind} {address}" for kind, address in addresses[name].items()
+                if dns.rdatatype.from_text(kind) == q.question[0].rdtype))
+        lab.serve(udp=[443])
+        daemon = lab.daemon(policy("stays", "goes"), names_config())
+        lab.wait_filtered(daemon)
+        for kind in (A, AAAA):
+            for name in ("stays", "goes"):
+                assert addresses_in(ask(lab, f"{name}.example", kind)) == {addresses[name][kind]}
+                assert tcp_exchange(lab.guest, addresses[name][kind], 443) == "ok"
+        with contextlib.ExitStack() as stack:
+            live = [stack.enter_context(lab.guest.socket(family_of(address), socket.SOCK_STREAM)) for address in addresses["stays"].values()]
+            for connection, address in zip(live, addresses["stays"].values()):
+                connection.settimeout(5)
+                connection.connect((address, 443))
+            os.makedirs(f"{daemon.folder}/other.d")
+            with open(f"{daemon.folder}/other.d/lab.toml", "w") as file:
+                file.write(policy("stays", "comes"))
+            daemon.write_config(names_config(options='denied = "refused"').replace("{policies}", "{folder}/other.d/*.toml"))
+            assert ask(lab, "comes.example").rcode() == dns.rcode.NXDOMAIN, "in force before it was asked for"
+            daemon.reload()
+            eventually(lambda: addresses_in(ask(lab, "comes.example")), "the new rule's name")
+            eventually(lambda: addresses["goes"][A] not in opened(lab, daemon), "the old rule's addresses closed")
+            for connection in live:
+                connection.sendall(b"still here")
+                assert connection.recv(10) == b"still here", "a live connection under a rule that stayed was cut"
+        for kind in (A, AAAA):
+            assert tcp_exchange(lab.guest, addresses["stays"][kind], 443) == "ok", "what was resolved under a rule that stayed is closed"
+            assert tcp_exchange(lab.guest, addresses["goes"][kind], 443) != "ok"
+            assert ask(lab, "goes.example", kind).rcode() == dns.rcode.REFUSED
+            assert addresses_in(ask(lab, "comes.example", kind)) == {addresses["comes"][kind]}
+            assert tcp_exchange(lab.guest, addresses["comes"][kind], 443) == "ok"
+        assert [tcp_exchange(lab.guest, address, 443) for address in (PORTED4, PORTED6)] == ["ok", "ok"], "an unchanged CIDR rule"
+        assert script.names_asked().count("stays.example") == 2, "it was asked for again"
+        assert not script.faults
 
 
 def test_an_address_ends_with_its_answer_and_a_live_connection_goes_on():
