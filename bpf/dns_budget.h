@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * What is a query for the resolver, may its sender send one more, and whose connection is it. A
- * flood is dropped here, at
- * its own attachment and before anything is looked up, so that it cannot fill the socket that all
- * share.
+ * flood is dropped here, at its own attachment and before anything is looked up, so that it cannot
+ * fill the socket that all share.
  */
 #pragma once
 

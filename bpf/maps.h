@@ -157,7 +157,7 @@ struct {
  * that a resolver which died is a lookup that finds nothing. */
 struct {
   __uint(type, BPF_MAP_TYPE_SOCKMAP);
-  __uint(max_entries, SLUICE_RESOLVERS * SLUICE_SOCKET_KINDS * SLUICE_RESOLVER_WORKERS);
+  __uint(max_entries, (SLUICE_RESOLVERS * SLUICE_SOCKET_KINDS * SLUICE_RESOLVER_WORKERS));
   __type(key, __u32);
   __type(value, __u64);
 } dns_sockets SEC(".maps");

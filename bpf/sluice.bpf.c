@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* One object: every program and every map. The daemon loads the programs that the kernel knows and the host needs. */
+/* One object: every program and every map. The daemon loads the programs that the kernel knows and
+ * the host needs. */
 #include "cgroup_workload.h"
 #include "guards.h"
 #include "sockets.h"

@@ -71,8 +71,8 @@ static __always_inline int sluice_pass(struct __sk_buff* skb) {
   return SLUICE_NEXT;
 }
 
-/* At a device's egress skb->protocol is what the sender's packet socket was told, whatever its frame
- * says: under an EtherType that passes unread it could send IP, or under IP's a tag. */
+/* At a device's egress skb->protocol is what the sender's packet socket was told, whatever its
+ * frame says: under an EtherType that passes unread it could send IP, or under IP's a tag. */
 static __always_inline int sluice_protocol_is_true(struct __sk_buff* skb) {
   __u16 type = 0;
   const __u8* frame = (const __u8*)(long)skb->data;
@@ -208,8 +208,8 @@ static __always_inline void sluice_note_inbound(struct __sk_buff* skb,
   struct sluice_flow_key key;
   if (word_flags & SLUICE_FLAG_ND && (facts->icmp_type == 135 || facts->icmp_type == 136) &&
       sluice_is_nd(facts) && facts->hop_limit == 255 && facts->family == 6) {
-    /* Not from a sibling on the same bridge: under a forged source it would open a way for discovery
-     * messages, whose payload is free, to any address, routed on by the host. */
+    /* Not from a sibling on the same bridge: under a forged source it would open a way for
+     * discovery messages, whose payload is free, to any address, routed on by the host. */
     if (skb->ingress_ifindex && !slot->workload_is_egress &&
         sluice_is_attached(slot, skb->ingress_ifindex))
       return;

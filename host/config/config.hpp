@@ -1,7 +1,7 @@
 // The configuration as checked: sluice.toml turned into values, with every error found in one go.
 //
-//   auto config = load_config("/etc/sluice/sluice.toml");   // errors: "sluice.toml:12:9: ..." one
-//   per line
+//   auto config = load_config("/etc/sluice/sluice.toml");
+//   if (!config) print(config.error());   // "sluice.toml:12:9: ...", one for each fault
 //
 // Plugin tables are kept as TOML until the plugin's declared options are known (check_options()).
 #pragma once

@@ -5,7 +5,7 @@
 //   if (auto level = host.string("log_level")) ...
 //   host.finish();
 //
-// Absent and wrong are the same to the caller: nothing is returned, the default holds. Of a list the
+// Absent and wrong are the same to the caller: nothing is returned, the default holds. Of a list,
 // good items are returned, so that they are checked too. A file with any error is refused whole.
 #pragma once
 

@@ -20,8 +20,7 @@ Result<std::filesystem::path> find_cgroup2() {
   std::array<char, 8192> line;
   if (mounts)
     while (getmntent_r(mounts.get(), &entry, line.data(), static_cast<int>(line.size())) != nullptr)
-      if (std::strcmp(entry.mnt_type, "cgroup2") == 0)
-        return std::filesystem::path(entry.mnt_dir);
+      if (std::strcmp(entry.mnt_type, "cgroup2") == 0) return std::filesystem::path(entry.mnt_dir);
   return fail_with(
       ENOENT, "no cgroup2 file system in /proc/mounts; run `mount -t cgroup2 none /sys/fs/cgroup`");
 }

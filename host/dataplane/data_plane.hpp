@@ -102,8 +102,8 @@ struct KnownAddress {
 };
 
 // [any] The addresses that names opened, by the scope of their attachment. A scope is there from
-// attach (or adoption) until its attachment goes, be it by detach() or by itself; from then on it is
-// refused (ENOENT), and nothing is in the kernel under it.
+// attach (or adoption) until its attachment goes, be it by detach() or by itself; from then on it
+// is refused (ENOENT), and nothing is in the kernel under it.
 class LearnedMap {
  public:
   virtual ~LearnedMap() = default;

@@ -123,7 +123,6 @@ class PluginHost::Impl final : public PluginOwner,
   void begin(Instance& instance);
   void end(Instance& instance, Instance::Next next);
   void ended(Instance& instance);
-  void retry_later(Instance& instance);
   void quarantine(Instance& instance, const std::string& what);
   void cancel(CoreLoop::TimerId& timer);
   void arm(CoreLoop::TimerId& timer, milliseconds delay, const std::string& name,

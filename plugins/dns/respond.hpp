@@ -4,8 +4,8 @@
 // section 6.1.1).
 //
 //   std::array<std::uint8_t, kReplyRoom> out;
-//   const auto size = make_reply(query, Rcode::nxdomain, {.ede = {{ede::blocked, "no rule allows
-//   it"}}}, out);
+//   const ReplyOptions options{.ede = {{ede::blocked, "no rule allows it"}}};
+//   const auto size = make_reply(query, Rcode::nxdomain, options, out);
 //
 // A denied name is make_reply() with nxdomain, refused, or noerror (NODATA): without an SOA, so
 // that nobody stores it (RFC 2308 section 5).

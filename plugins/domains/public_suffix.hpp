@@ -2,8 +2,8 @@
 // may get names of their own, so that allowing all of it allows everybody.
 //
 //   covers_public_suffix("*.com")        // true: whoever buys a name is allowed
-//   covers_public_suffix(".github.io")   // true: the list's private part counts, an account
-//   suffices covers_public_suffix("*.sch.uk")     // true: each "*.sch.uk" is a suffix
+//   covers_public_suffix(".github.io")   // true: private suffixes count, an account suffices
+//   covers_public_suffix("*.sch.uk")     // true: each "*.sch.uk" is a suffix
 //   covers_public_suffix("github.io")    // false: that one host and nothing below it
 //   covers_public_suffix("*.pypi.org")   // false
 //

@@ -330,12 +330,10 @@ void check_table(const Request& request, Teller& teller) {
   const auto& table = (*library)->table();
   std::string roles;
   const std::pair<std::uint32_t, const char*> names[] = {
-      {SLUICE_ROLE_DISCOVERY, "discovery"},
-      {SLUICE_ROLE_POLICY_SOURCE, "policy source"},
-      {SLUICE_ROLE_RESOLVER, "resolver"},
-      {SLUICE_ROLE_OBSERVER, "observer"},
-      {SLUICE_ROLE_DECIDER, "decider"},
-      {SLUICE_ROLE_ANSWER_SOURCE, "answer source"}};
+      {SLUICE_ROLE_DISCOVERY, "discovery"}, {SLUICE_ROLE_POLICY_SOURCE, "policy source"},
+      {SLUICE_ROLE_RESOLVER, "resolver"},   {SLUICE_ROLE_OBSERVER, "observer"},
+      {SLUICE_ROLE_DECIDER, "decider"},     {SLUICE_ROLE_ANSWER_SOURCE, "answer source"},
+  };
   for (const auto& [role, name] : names)
     if ((table.roles & role) != 0) roles += (roles.empty() ? "" : ", ") + std::string(name);
   teller.good(sdk::detail::copy(table.name) + " " + sdk::detail::copy(table.version) + ": " +

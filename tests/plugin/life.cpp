@@ -118,7 +118,7 @@ TEST_CASE("a resolver learns from any of its threads, at once, until it is stopp
   CHECK(learning.learned.size() == 400);
   CHECK(learning.threads.size() == 4);
   CHECK_FALSE(learning.threads.contains(std::this_thread::get_id()));  // the core loop's
-  CHECK(stage.start({}).empty());  // stopped and destroyed
+  CHECK(stage.start({}).empty());                                      // stopped and destroyed
   leash.release();
   int answer = 0;
   REQUIRE(::read(report.fd(), &answer, sizeof answer) == sizeof answer);

@@ -4,8 +4,8 @@
 //
 //   auto kernel = std::make_shared<FakeKernel>();
 //   FakeDataPlane plane(kernel);
-//   plane.refuse("publish", {.message = "the heap is full", .code = ENOSPC});   // the next one
-//   fails
+//   plane.refuse("publish", {.message = "the heap is full", .code = ENOSPC});
+//   plane.publish(request);   // fails once
 #pragma once
 
 #include <array>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The walk alone, in the kernel: for the test that its verdicts are those of user space, and for the benchmark. The
- * maps have the types of the data plane's (bpf/maps.h).
+ * The walk alone, in the kernel: for the test that its verdicts are those of user space, and for
+ * the benchmark. The maps have the types of the data plane's (bpf/maps.h).
  */
 #include <linux/bpf.h>
 
@@ -66,49 +66,53 @@ struct {
 
 static __u64 test_now; /* the test moves the clock */
 
-static __always_inline __u64 sluice_now(void) { return test_now; }
+static __always_inline __u64 sluice_now(void) {
+  return test_now;
+}
 
 #include "../../../bpf/policy_walk.h"
 
 __u32 next;     /* the question to ask */
 __u32 mask = 0; /* next & mask: 0 asks the same again and again */
 
-static __always_inline const struct question *ask(void) {
+static __always_inline const struct question* ask(void) {
   __u32 at = next++ & mask;
   return bpf_map_lookup_elem(&questions, &at);
 }
-static __always_inline const struct sluice_policy *only_policy(void) {
+static __always_inline const struct sluice_policy* only_policy(void) {
   __u32 zero = 0;
   return bpf_map_lookup_elem(&policies, &zero);
 }
 
-SEC("tc") int noop(struct __sk_buff *skb) { return 0; }
+SEC("tc") int noop(struct __sk_buff* skb) {
+  return 0;
+}
 
 /* All that the lookups below do besides looking up. */
-SEC("tc") int question_only(struct __sk_buff *skb) {
-  const struct question *question = ask();
-  const struct sluice_policy *policy = only_policy();
+SEC("tc") int question_only(struct __sk_buff* skb) {
+  const struct question* question = ask();
+  const struct sluice_policy* policy = only_policy();
   if (!question || !policy) return -1;
   return question->address[0] ^ policy->elements;
 }
 
-SEC("tc") int lookup4(struct __sk_buff *skb) {
-  const struct question *question = ask();
-  const struct sluice_policy *policy = only_policy();
+SEC("tc") int lookup4(struct __sk_buff* skb) {
+  const struct question* question = ask();
+  const struct sluice_policy* policy = only_policy();
   if (!question || !policy) return -1;
   return sluice_trie_lookup(policy, &policy->ip4, question->address, 32);
 }
 
-SEC("tc") int lookup6(struct __sk_buff *skb) {
-  const struct question *question = ask();
-  const struct sluice_policy *policy = only_policy();
+SEC("tc") int lookup6(struct __sk_buff* skb) {
+  const struct question* question = ask();
+  const struct sluice_policy* policy = only_policy();
   if (!question || !policy) return -1;
   return sluice_trie_lookup(policy, &policy->ip6, question->address, 128);
 }
 
 /* Verdicts: lookup and chain, written to `answers`. */
-static __always_inline __u32 judge(const struct question *question) {
-  const struct sluice_policy *policy = only_policy();
+static __always_inline __u32 judge(const struct question* question) {
+  const struct sluice_policy* policy = only_policy();
   __u32 leaf;
   if (!policy) return SLUICE_LEAF_BROKEN;
   test_now = question->now;
@@ -119,10 +123,10 @@ static __always_inline __u32 judge(const struct question *question) {
   return leaf;
 }
 
-SEC("tc") int verdicts(struct __sk_buff *skb) {
+SEC("tc") int verdicts(struct __sk_buff* skb) {
   __u32 at = next & mask;
-  const struct question *question = ask();
-  __u32 *answer = bpf_map_lookup_elem(&answers, &at);
+  const struct question* question = ask();
+  __u32* answer = bpf_map_lookup_elem(&answers, &at);
   if (!question || !answer) return -1;
   *answer = judge(question);
   return 0;
