@@ -5,6 +5,7 @@
 #   tools/install-dependencies.sh          what building and testing take
 #   tools/install-dependencies.sh build    what the daemon, its plugins and the quickstart take
 #   tools/install-dependencies.sh bench    that of the tests, and the peers that only benchmarks run
+#   tools/install-dependencies.sh lint     what formats and reads the code: tools/format.sh and tools/tidy.sh
 #
 # Name servers among them are started by the tests, in namespaces of their own: none is left running or enabled on this machine.
 set -eu
@@ -12,14 +13,16 @@ set -eu
 build="g++ cmake ninja-build pkg-config clang bpftool libbpf-dev libelf-dev zlib1g-dev libcap-dev libidn2-dev libspdlog-dev libtoml11-dev
   libpsl-dev libsodium-dev linux-libc-dev iproute2 iputils-ping util-linux procps python3 dnsmasq-base"
 tests="doctest-dev ccache python3-pytest python3-scapy python3-dnspython liburing-dev libcap2-bin libldns-dev libbenchmark-dev
-  nftables ipset bind9-dnsutils nsd musl-tools clang-format clang-tidy"
+  nftables ipset bind9-dnsutils nsd musl-tools"
 bench="unbound dnsdist dnsperf"
+lint="clang-format-14 clang-tidy-19" # other releases break lines elsewhere, and find other things
 
 case "${1:-all}" in
   build) wanted=$build ;;
   all) wanted="$build $tests" ;;
   bench) wanted="$build $tests $bench" ;;
-  *) echo "usage: $0 [build|all|bench]" >&2; exit 2 ;;
+  lint) wanted="$build $lint" ;;
+  *) echo "usage: $0 [build|all|bench|lint]" >&2; exit 2 ;;
 esac
 
 missing=
