@@ -32,5 +32,6 @@ int main(int argc, char** argv) {
     printf(" %s", inet_ntop(at->ai_family, address, text, sizeof(text)));
   }
   puts("");
+  if (list) freeaddrinfo(list);
   return 0;
 }

@@ -267,7 +267,7 @@ TEST_CASE("a resolver's threads learn, ask, report; the test sees it and refuses
     const PortRange web{6, false, 443, 443};
     names.learn_decided({7}, std::span(&address, 1), 60s, 30s, std::span(&web, 1));
     CHECK(names.ask({.id = 5, .attachment = {7}, .name = "a.example", .type = 1}, Time(9s)));
-    const QueryReport report{.name = std::string("a.example"), .rule = "*.example"};
+    const QueryReport report{.name = "a.example", .rule = "*.example"};
     names.report(std::span(&report, 1));
     host.refuse("learn", ENOSPC, "full");
     refused = code_of([&] { names.learn({7}, std::span(&address, 1), 60s, 30s, 2); });
