@@ -6,16 +6,16 @@
 #include <fcntl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <array>
-#include <cstddef>
 #include <cstdlib>
 #include <cstring>
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "unit/daemon/notify_socket.hpp"
 
 using namespace sluice;
 
@@ -26,19 +26,8 @@ constexpr int kFirst = 200;  // where the manager puts what it hands over; 3 is 
 // As systemd: keeps descriptors by name, also two of one name, and hands all of them to each start.
 class Manager {
  public:
-  Manager() : name_("@sluice-fd-store-test-" + std::to_string(::getpid())) {
-    socket_ = Fd(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    std::memcpy(address.sun_path, name_.data(), name_.size());
-    address.sun_path[0] = '\0';
-    const auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + name_.size());
-    REQUIRE(::bind(socket_.get(), reinterpret_cast<sockaddr*>(&address), length) == 0);
-    ::setenv("NOTIFY_SOCKET", name_.c_str(), 1);
-  }
   ~Manager() {
-    for (const char* variable :
-         {"NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "FDSTORE"})
+    for (const char* variable : {"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "FDSTORE"})
       ::unsetenv(variable);
   }
 
@@ -93,8 +82,7 @@ class Manager {
   }
 
  private:
-  std::string name_;
-  Fd socket_;
+  NotifySocket socket_;
   std::vector<std::pair<std::string, Fd>> kept_;
 };
 

@@ -3,43 +3,25 @@
 
 #include <doctest/doctest.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
-#include <cstddef>
 #include <cstdlib>
-#include <cstring>
 #include <string>
 
-#include "base/fd.hpp"
+#include "unit/daemon/notify_socket.hpp"
 
 using namespace sluice;
 
 namespace {
 
-// A manager that listens in the abstract namespace.
-class Manager {
- public:
-  Manager() : name_("@sluice-notify-test-" + std::to_string(::getpid())) {
-    socket_ = Fd(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    std::memcpy(address.sun_path, name_.data(), name_.size());
-    address.sun_path[0] = '\0';
-    const auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + name_.size());
-    REQUIRE(::bind(socket_.get(), reinterpret_cast<sockaddr*>(&address), length) == 0);
-    ::setenv("NOTIFY_SOCKET", name_.c_str(), 1);
-  }
-  ~Manager() { ::unsetenv("NOTIFY_SOCKET"); }
-  std::string heard() {
+struct Manager {
+  NotifySocket socket;
+
+  [[nodiscard]] std::string heard() const {
     char text[512];
-    const auto length = ::recv(socket_.get(), text, sizeof text, 0);
+    const auto length = ::recv(socket.get(), text, sizeof text, 0);
     return length < 0 ? "" : std::string(text, static_cast<std::size_t>(length));
   }
-
- private:
-  std::string name_;
-  Fd socket_;
 };
 
 }  // namespace
