@@ -63,18 +63,6 @@ sources = ["static"]
 mode    = "block-all"
 """
 
-BY_NAME = """
-[plugin.taps]
-library = "interfaces"
-match   = ["h*"]
-labels  = { tenant = "a" }
-""" + STATIC + """
-[[wire]]
-targets = { discovered_by = "taps" }
-sources = ["static"]
-mode    = "block-all"
-"""
-
 GUARDED = """
 [guard]
 uplinks = ["uplink"]

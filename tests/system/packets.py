@@ -124,12 +124,6 @@ class TunDevice:
             if error.errno not in (errno.EINVAL, errno.EIO):  # the driver itself refuses the shape
                 raise
 
-    def receive(self):
-        try:
-            return os.read(self.fd, 65536)
-        except BlockingIOError:
-            return b""
-
     def close(self):
         if self.fd >= 0:
             os.close(self.fd)
