@@ -93,7 +93,7 @@ int wake(sluice_host* host, std::uint64_t token) noexcept {
 void failed(sluice_host* host, sluice_string reason) noexcept {
   try {
     if (const auto run = run_of(host)) run->failed(std::string(abi::view(reason)));
-  } catch (...) {
+  } catch (...) {  // out of memory: it goes on, and will say so again
   }
 }
 
