@@ -148,7 +148,7 @@ int sluice_cgroup_egress(struct __sk_buff* skb) {
     if (reason == SLUICE_OK) reason = sluice_judge_loop_query(skb, slot, index, word, &facts);
     if (reason == SLUICE_OK)
       reason = sluice_on_own_loopback(skb, word) ? SLUICE_REASON_ALLOW_LOOPBACK
-                                                 : (__u32)sluice_verdict(slot, &facts, word);
+                                                 : sluice_judge(slot, word, &facts);
   }
   if (!sluice_conclude(slot, index, word, &facts, reason, skb->len, skb->ifindex))
     return SLUICE_CGROUP_DENY;
@@ -168,6 +168,6 @@ int sluice_cgroup_ingress(struct __sk_buff* skb) {
   if (sluice_read_packet(skb, 0, bpf_ntohs((__u16)skb->protocol), &facts, 0) != SLUICE_OK)
     return SLUICE_CGROUP_ALLOW;
   if (sluice_is_answer(slot->word, &facts)) return SLUICE_CGROUP_ALLOW;
-  if (sluice_opens_flow(slot, &facts, &key)) sluice_note_flow(&key, SLUICE_FLOW_INBOUND);
+  if (sluice_opens_flow(slot, &facts, &key)) sluice_note_inbound_flow(slot, &key);
   return SLUICE_CGROUP_ALLOW;
 }

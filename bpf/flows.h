@@ -7,32 +7,79 @@
 
 #include "kernel.h"
 
-static __always_inline void sluice_note_flow(const struct sluice_flow_key* key, __u32 origin) {
-  struct sluice_flow fresh = {.last_seen = sluice_now(), .origin = origin};
+static __always_inline void sluice_note_inbound_flow(struct sluice_slot* slot,
+                                                     const struct sluice_flow_key* key) {
+  struct sluice_flow fresh = {.last_seen = sluice_now(), .origin = SLUICE_FLOW_INBOUND};
+  __u32 bit = sluice_inbound_bit(key->protocol, key->workload_port_be);
+  __u64* bits = &slot->inbound[bit / 64 & (SLUICE_INBOUND_BITS / 64 - 1)];
+  __u64 mask = 1ull << (bit & 63);
+  if (!(*bits & mask)) __sync_fetch_and_or(bits, mask);
   bpf_map_update_elem(&flows, key, &fresh, BPF_ANY);
+}
+
+/*
+ * Was this flow the last that this CPU noted, in this very tick? Then it need not be looked up
+ * again, which takes as long as all the rest of a verdict. Within a tick nothing that depends on
+ * time changes, and the whole key is compared: a flow that only looked noted would let its answers
+ * pass for connections from outside.
+ *
+ * A program can be interrupted or preempted by another on its CPU, here and while it writes; the
+ * serial number tells.
+ */
+static __always_inline int sluice_was_just_noted(const struct sluice_flow_key* key) {
+  __u32 zero = 0;
+  volatile struct sluice_last_noted* last = bpf_map_lookup_elem(&last_noted, &zero);
+  if (!last) return 0;
+  __u64 serial = last->serial;
+  if (serial & 1 || last->tick != bpf_jiffies64()) return 0;
+  const __u64* ours = (const __u64*)key;
+  const volatile __u64* theirs = (const volatile __u64*)&last->key;
+  if (ours[0] != theirs[0] || ours[1] != theirs[1] || ours[2] != theirs[2] ||
+      ours[3] != theirs[3] || ours[4] != theirs[4] ||
+      ((const __u32*)key)[10] != ((const volatile __u32*)&last->key)[10])
+    return 0;
+  return last->serial == serial;
+}
+
+static __always_inline void sluice_remember_noted(const struct sluice_flow_key* key) {
+  __u32 zero = 0;
+  struct sluice_last_noted* last = bpf_map_lookup_elem(&last_noted, &zero);
+  if (!last) return;
+  __u64 serial = *(volatile __u64*)&last->serial;
+  if (serial & 1 || __sync_val_compare_and_swap(&last->serial, serial, serial + 1) != serial)
+    return;
+  const __u64* ours = (const __u64*)key;
+  volatile __u64* theirs = (volatile __u64*)&last->key;
+  theirs[0] = ours[0], theirs[1] = ours[1], theirs[2] = ours[2], theirs[3] = ours[3];
+  theirs[4] = ours[4];
+  ((volatile __u32*)&last->key)[10] = ((const __u32*)key)[10];
+  *(volatile __u64*)&last->tick = bpf_jiffies64();
+  *(volatile __u64*)&last->serial = serial + 2;
 }
 
 /* A UDP or echo flow that the workload opened is noted once, so that an answer to it, arriving
    after the policy was tightened, is not taken for a connection from outside. */
 static __always_inline void sluice_note_outbound(const struct sluice_slot* slot, __u64 word,
                                                  struct sluice_facts* facts) {
-  struct sluice_flow_key key;
+  struct sluice_flow_key key __attribute__((aligned(8)));
   if (facts->protocol == SLUICE_IPPROTO_TCP || !(facts->flags & SLUICE_FACT_PORTS) ||
       !(sluice_word_flags(word) & SLUICE_FLAG_REPLIES))
     return;
-  if (!sluice_flow_key_of(slot, facts, 1, &key)) return;
+  if (!sluice_flow_key_of(slot, facts, 1, &key) || sluice_was_just_noted(&key)) return;
   struct sluice_flow* flow = sluice_flow_at(&key);
   if (flow) {
     __u64 last = flow->last_seen;
-    if (sluice_now_roughly() <= last + SLUICE_FRESH) return;
-    __u64 now = sluice_now();
-    if (now - last > SLUICE_FLOW_UDP_IDLE && flow->origin == SLUICE_FLOW_INBOUND)
-      flow->origin = SLUICE_FLOW_OUTBOUND;
-    flow->last_seen = now;
-    return;
+    if (sluice_now_roughly() > last + SLUICE_FRESH) {
+      __u64 now = sluice_now();
+      if (now - last > SLUICE_FLOW_UDP_IDLE && flow->origin == SLUICE_FLOW_INBOUND)
+        flow->origin = SLUICE_FLOW_OUTBOUND;
+      flow->last_seen = now;
+    }
+  } else {
+    struct sluice_flow fresh = {.last_seen = sluice_now(), .origin = SLUICE_FLOW_OUTBOUND};
+    bpf_map_update_elem(&flows, &key, &fresh, BPF_NOEXIST);
   }
-  struct sluice_flow fresh = {.last_seen = sluice_now(), .origin = SLUICE_FLOW_OUTBOUND};
-  bpf_map_update_elem(&flows, &key, &fresh, BPF_NOEXIST);
+  sluice_remember_noted(&key);
 }
 
 /*
@@ -48,8 +95,11 @@ static __always_inline int sluice_opens_flow(const struct sluice_slot* slot,
   if (!sluice_flow_key_of(slot, facts, 0, key)) return 0;
   if (facts->protocol == SLUICE_IPPROTO_TCP) return 1;
   struct sluice_flow* flow = sluice_flow_at(key);
+  if (!flow) return 1;
+  __u64 last = flow->last_seen;
+  if (sluice_now_roughly() <= last + SLUICE_FRESH) return 0;
   __u64 now = sluice_now();
-  if (!flow || now - flow->last_seen > sluice_flow_idle(facts->protocol)) return 1;
-  if (now - flow->last_seen > 250000000ull) flow->last_seen = now;
+  if (now - last > sluice_flow_idle(facts->protocol)) return 1;
+  flow->last_seen = now;
   return 0;
 }

@@ -17,16 +17,6 @@
 #define __noinline __attribute__((noinline))
 #endif
 
-static __always_inline const union sluice_element* sluice_element_at(
-    const struct sluice_policy* policy, __u32 index) {
-  if (policy->blob == 0) {
-    __u32 element = policy->base + index;
-    return bpf_map_lookup_elem(&heap, &element);
-  }
-  __u32 blob = policy->blob;
-  void* inner = bpf_map_lookup_elem(&blobs, &blob);
-  return inner ? bpf_map_lookup_elem(inner, &index) : 0;
-}
 static __always_inline const struct sluice_policy* sluice_policy_at(__u32 index) {
   return bpf_map_lookup_elem(&policies, &index);
 }
@@ -74,8 +64,8 @@ static __always_inline __u64 sluice_learned_idle(void) {
 #include "verdict.h"
 
 /*
- * The verdict as a global function: verified once by itself, for any slot and facts, so that each
- * program's own verification stays small. Costs one call, about a nanosecond.
+ * The verdict as a global function: verified once by itself, for any slot and facts. For what is
+ * not on every packet's way; the others call sluice_judge() and save the call, see verdict.h.
  */
 __noinline int sluice_verdict(struct sluice_slot* slot, struct sluice_facts* facts, __u64 word) {
   if (!slot || !facts) return SLUICE_REASON_DENY_INTERNAL;

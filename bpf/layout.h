@@ -3,10 +3,11 @@
  * Everything that lives in a map: shared by the programs, the daemon and the tests.
  *
  * The maps outlive the daemon, so this file is an ABI between releases. Change any layout here and
- * raise SLUICE_LAYOUT_VERSION: the daemon then builds a new tree beside the old one and moves the
- * links over. All integers are host byte order unless a name ends in _be. Addresses are network
- * byte order, 16 bytes; IPv4 is stored mapped (::ffff:a.b.c.d, RFC 4291 section 2.5.5.2). Times are
- * CLOCK_BOOTTIME nanoseconds, 0 = never.
+ * raise SLUICE_LAYOUT_VERSION, and teach host/dataplane/carry_over.cpp the one before: the daemon
+ * then builds a new tree beside the old one and moves the links over. All integers are host byte
+ * order unless a name ends in _be. Addresses are network byte order, 16 bytes; IPv4 is stored
+ * mapped (::ffff:a.b.c.d, RFC 4291 section 2.5.5.2). Times are CLOCK_BOOTTIME nanoseconds, 0 =
+ * never.
  */
 #pragma once
 
@@ -14,7 +15,9 @@
 #include <linux/types.h>
 #endif
 
-#define SLUICE_LAYOUT_VERSION 2
+#define SLUICE_LAYOUT_VERSION 3
+/* 2: slots end before `inbound`, and a blob is an array of elements instead of pages. */
+#define SLUICE_OLDEST_LAYOUT 2
 
 /* ---- the attachment's word: one aligned 64-bit store publishes a policy
  * -------------------------------------------- */
@@ -75,6 +78,17 @@ enum sluice_link_layer { SLUICE_LINK_ETHERNET = 0, SLUICE_LINK_RAW_IP = 1 };
 
 #define SLUICE_MAX_EXTRA_ETHERTYPES 4
 #define SLUICE_MAX_VLANS 4
+#define SLUICE_INBOUND_BITS 128
+#define SLUICE_LEARNED_BITS 512
+
+/* Of a flow, by what the workload's side of it is. */
+static inline __u32 sluice_inbound_bit(__u32 protocol, __u32 workload_port_be) {
+  return ((protocol << 16 ^ workload_port_be) * 0x9e3779b1u) >> 25;
+}
+/* Of a learned address, whose halves are given as they lie in memory. */
+static inline __u32 sluice_learned_bit(__u64 first, __u64 second) {
+  return (__u32)(((first * 0x9e3779b97f4a7c15ull ^ second) * 0xd6e8feb86659fd93ull) >> 55);
+}
 
 /* One element of map `slots`. Slot 0 is never used: a lookup that yields 0 found nothing. */
 struct sluice_slot {
@@ -101,6 +115,11 @@ struct sluice_slot {
       ethertypes[SLUICE_MAX_EXTRA_ETHERTYPES]; /* host order; further EtherTypes that pass unread */
   __u16 vlans[SLUICE_MAX_VLANS]; /* VLAN ids whose (single) tag is looked through; 0 = none */
   char name[16];                 /* for people who dump the map */
+  /* What has not been noted need not be looked up: bits by sluice_inbound_bit(), set before the
+   * first flow from outside that has it is written, and cleared only with the slot. */
+  __u64 inbound[SLUICE_INBOUND_BITS / 64];
+  /* The same of learned addresses, by sluice_learned_bit(). The daemon sets them. */
+  __u64 learned[SLUICE_LEARNED_BITS / 64];
 };
 
 /* ---- policies: descriptor, poptrie, decisions
@@ -205,12 +224,19 @@ struct sluice_decision {
   struct sluice_port_span span[SLUICE_DECISION_SPANS];
 };
 
-/* One element of `heap` and of each blob: 32 bytes. */
+/* One element of `heap`: 32 bytes. */
 union sluice_element {
   struct sluice_node node;
   struct sluice_skip skip;
   struct sluice_decision decision;
   __u32 leaf[8];
+};
+
+/* One element of a blob. A walk goes on within a page without asking the map again, and what lies
+ * below one entry of a direct table mostly lies in one page. */
+#define SLUICE_PAGE_ELEMENTS 128
+struct sluice_blob_page {
+  union sluice_element element[SLUICE_PAGE_ELEMENTS];
 };
 
 /* ---- learned addresses

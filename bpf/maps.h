@@ -72,13 +72,13 @@ struct {
   __type(value, union sluice_element);
 } heap SEC(".maps");
 
-/* Images too large for the heap: exact-size arrays. */
+/* Images too large for the heap: arrays of as many pages as they take. */
 struct sluice_blob {
   __uint(type, BPF_MAP_TYPE_ARRAY);
   __uint(map_flags, BPF_F_MMAPABLE | BPF_F_INNER_MAP);
   __uint(max_entries, 1);
   __type(key, __u32);
-  __type(value, union sluice_element);
+  __uint(value_size, sizeof(struct sluice_blob_page));
 };
 struct {
   __uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
@@ -143,6 +143,20 @@ struct {
   __type(key, __u32);
   __type(value, __u64);
 } clock_glance SEC(".maps");
+
+/* See sluice_was_just_noted(). Not pinned, as above. */
+struct sluice_last_noted {
+  __u64 serial; /* odd while it is written */
+  __u64 tick;
+  struct sluice_flow_key key;
+  __u32 reserved;
+};
+struct {
+  __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+  __uint(max_entries, 1);
+  __type(key, __u32);
+  __type(value, struct sluice_last_noted);
+} last_noted SEC(".maps");
 
 /* Moves of tasks that found the ring full: the daemon then looks at every task of every attached
  * cgroup. */

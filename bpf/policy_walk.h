@@ -37,16 +37,32 @@
  * then asked once and not at each step. And the verifier inlines a lookup only where the map is the
  * same on every path: with both lookups behind one branch, clang joins them into one call, and a
  * step costs 15 ns instead of 3. The empty asm statements keep clang from joining them.
+ *
+ * A lookup in a blob is a call all the same, so the page that the last step was in is kept.
  */
+struct sluice_walk {
+  const struct sluice_policy* policy;
 #ifdef __bpf__
-static __always_inline const union sluice_element* sluice_element_in(
-    const struct sluice_policy* policy, void* blob, int in_blob, __u32 index) {
+  void* blob; /* 0: the heap */
+  const struct sluice_blob_page* page;
+  __u32 page_at;
+#endif
+};
+#ifdef __bpf__
+static __always_inline const union sluice_element* sluice_element_in(struct sluice_walk* walk,
+                                                                     int in_blob, __u32 index) {
   const union sluice_element* element;
   if (in_blob) {
-    element = bpf_map_lookup_elem(blob, &index);
+    __u32 page_at = index / SLUICE_PAGE_ELEMENTS;
+    if (!walk->page || page_at != walk->page_at) {
+      walk->page = bpf_map_lookup_elem(walk->blob, &page_at);
+      if (!walk->page) return 0;
+      walk->page_at = page_at;
+    }
+    element = &walk->page->element[index & (SLUICE_PAGE_ELEMENTS - 1)];
     asm volatile("" : "+r"(element) : : "memory");
   } else {
-    index += policy->base;
+    index += walk->policy->base;
     element = bpf_map_lookup_elem(&heap, &index);
     asm volatile("" : "+r"(element));
   }
@@ -57,11 +73,10 @@ static __always_inline void* sluice_blob_of(const struct sluice_policy* policy) 
   return bpf_map_lookup_elem(&blobs, &blob);
 }
 #else
-static __always_inline const union sluice_element* sluice_element_in(
-    const struct sluice_policy* policy, void* blob, int in_blob, __u32 index) {
-  (void)blob;
+static __always_inline const union sluice_element* sluice_element_in(struct sluice_walk* walk,
+                                                                     int in_blob, __u32 index) {
   (void)in_blob;
-  return sluice_element_at(policy, index);
+  return sluice_element_at(walk->policy, index);
 }
 #endif
 
@@ -84,9 +99,9 @@ static __always_inline __u32 sluice_load_be32(const __u8* address) {
 #endif
 }
 
-static __always_inline __u32 sluice_walk_trie(const struct sluice_policy* policy,
+static __always_inline __u32 sluice_walk_trie(struct sluice_walk* walk,
                                               const struct sluice_trie* trie, const __u8* address,
-                                              int bits, void* blob, int in_blob) {
+                                              int bits, int in_blob) {
   const union sluice_element* element;
   __u64 high, low = 0; /* the address bits not yet decided, left-aligned */
   __u32 index;
@@ -100,7 +115,7 @@ static __always_inline __u32 sluice_walk_trie(const struct sluice_policy* policy
   if (trie->direct_bits) {
     __u32 shift = trie->direct_bits & 31;
     __u32 slot = (__u32)(high >> (64 - shift)), reference;
-    element = sluice_element_in(policy, blob, in_blob, trie->direct + slot / 8);
+    element = sluice_element_in(walk, in_blob, trie->direct + slot / 8);
     if (!element) return SLUICE_LEAF_BROKEN;
     reference = element->leaf[slot & 7];
     if (!(reference & SLUICE_IS_ELEMENT)) return reference;
@@ -116,7 +131,7 @@ static __always_inline __u32 sluice_walk_trie(const struct sluice_policy* policy
   }
 
   for (int step = 0; step < (bits == 128 ? SLUICE_MAX_STEPS : 6); step++) {
-    element = sluice_element_in(policy, blob, in_blob, index);
+    element = sluice_element_in(walk, in_blob, index);
     if (!element) return SLUICE_LEAF_BROKEN;
     if (element->node.children & SLUICE_IS_SKIP) {
       __u32 skipped = element->skip.bits & ~SLUICE_IS_SKIP;
@@ -147,7 +162,7 @@ static __always_inline __u32 sluice_walk_trie(const struct sluice_policy* policy
         if (element->node.leaves == SLUICE_LEAVES_INLINE)
           return element->node.inline_leaves[run & 1];
         run += element->node.leaves;
-        element = sluice_element_in(policy, blob, in_blob, run / 8);
+        element = sluice_element_in(walk, in_blob, run / 8);
         if (!element) return SLUICE_LEAF_BROKEN;
         return element->leaf[run & 7];
       }
@@ -170,14 +185,15 @@ static __always_inline __u32 sluice_walk_trie(const struct sluice_policy* policy
 static __always_inline __u32 sluice_trie_lookup(const struct sluice_policy* policy,
                                                 const struct sluice_trie* trie, const __u8* address,
                                                 int bits) {
+  struct sluice_walk walk = {.policy = policy};
 #ifdef __bpf__
   if (policy->blob) {
-    void* blob = sluice_blob_of(policy);
-    if (!blob) return SLUICE_LEAF_BROKEN;
-    return sluice_walk_trie(policy, trie, address, bits, blob, 1);
+    walk.blob = sluice_blob_of(policy);
+    if (!walk.blob) return SLUICE_LEAF_BROKEN;
+    return sluice_walk_trie(&walk, trie, address, bits, 1);
   }
 #endif
-  return sluice_walk_trie(policy, trie, address, bits, 0, 0);
+  return sluice_walk_trie(&walk, trie, address, bits, 0);
 }
 
 /* Negative when `port` is not in the span. An unused span (first 1, last 0) contains none. */
@@ -185,9 +201,8 @@ static __always_inline __s64 sluice_outside(const struct sluice_port_span* span,
   return ((__s64)port - span->first) | ((__s64)span->last - port);
 }
 
-static __always_inline __u32 sluice_walk_chain(const struct sluice_policy* policy, __u32 leaf,
-                                               __u32 protocol, __u32 port, __u32 packet_flags,
-                                               void* blob, int in_blob) {
+static __always_inline __u32 sluice_walk_chain(struct sluice_walk* walk, __u32 leaf, __u32 protocol,
+                                               __u32 port, __u32 packet_flags, int in_blob) {
   /* All ones when the ports are not known. Arithmetic instead of branches, here and for the spans:
    * what the verifier learns from a branch keeps its states apart, and the loop below was 250,000
    * instructions to it, now a few. */
@@ -196,7 +211,7 @@ static __always_inline __u32 sluice_walk_chain(const struct sluice_policy* polic
     const union sluice_element* element;
     __s64 outside;
     if (leaf < SLUICE_LEAF_DECISION) return leaf;
-    element = sluice_element_in(policy, blob, in_blob, leaf - SLUICE_LEAF_DECISION);
+    element = sluice_element_in(walk, in_blob, leaf - SLUICE_LEAF_DECISION);
     if (!element) return SLUICE_LEAF_BROKEN;
     leaf = element->decision.next;
     if (!element->decision.any_protocol) {
@@ -227,12 +242,13 @@ static __always_inline __u32 sluice_walk_chain(const struct sluice_policy* polic
  */
 static __always_inline __u32 sluice_judge_chain(const struct sluice_policy* policy, __u32 leaf,
                                                 __u32 protocol, __u32 port, __u32 packet_flags) {
+  struct sluice_walk walk = {.policy = policy};
 #ifdef __bpf__
   if (policy->blob) {
-    void* blob = sluice_blob_of(policy);
-    if (!blob) return SLUICE_LEAF_BROKEN;
-    return sluice_walk_chain(policy, leaf, protocol, port, packet_flags, blob, 1);
+    walk.blob = sluice_blob_of(policy);
+    if (!walk.blob) return SLUICE_LEAF_BROKEN;
+    return sluice_walk_chain(&walk, leaf, protocol, port, packet_flags, 1);
   }
 #endif
-  return sluice_walk_chain(policy, leaf, protocol, port, packet_flags, 0, 0);
+  return sluice_walk_chain(&walk, leaf, protocol, port, packet_flags, 0);
 }

@@ -96,7 +96,7 @@ static __always_inline __u32 sluice_judge_frame(struct __sk_buff* skb, struct sl
     if (reason != SLUICE_OK) return reason;
     /* Whatever policy says of the server that is asked: it is never sent anything. */
     if (sluice_is_query(word, facts)) return SLUICE_REASON_ALLOW_DNS;
-    return (__u32)sluice_verdict(slot, facts, word);
+    return sluice_judge(slot, word, facts);
   }
   if (sluice_word_mode(word) == SLUICE_MODE_BLOCK_ALL) return SLUICE_REASON_DENY_BLOCK_ALL;
   if (ethertype == SLUICE_ETH_ARP && net) {
@@ -202,8 +202,8 @@ static __always_inline int sluice_is_from_outside(struct __sk_buff* skb,
 
 /* Notes a packet towards the workload when it opens a connection from outside, and neighbours that
  * speak ND. */
-static __always_inline void sluice_note_inbound(struct __sk_buff* skb,
-                                                const struct sluice_slot* slot, __u32 word_flags,
+static __always_inline void sluice_note_inbound(struct __sk_buff* skb, struct sluice_slot* slot,
+                                                __u32 word_flags,
                                                 const struct sluice_facts* facts) {
   struct sluice_flow_key key;
   if (word_flags & SLUICE_FLAG_ND && (facts->icmp_type == 135 || facts->icmp_type == 136) &&
@@ -220,7 +220,7 @@ static __always_inline void sluice_note_inbound(struct __sk_buff* skb,
   }
   if (word_flags & SLUICE_FLAG_REPLIES && sluice_opens_flow(slot, facts, &key) &&
       sluice_is_from_outside(skb, slot, facts))
-    sluice_note_flow(&key, SLUICE_FLOW_INBOUND);
+    sluice_note_inbound_flow(slot, &key);
 }
 
 /* For a minute after a tightening: does this segment belong to a connection that policy has cut? */

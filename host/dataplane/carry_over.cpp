@@ -1,11 +1,15 @@
 #include "dataplane/carry_over.hpp"
 
 #include <bpf/bpf.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstddef>
 #include <cstring>
 #include <vector>
+
+#include "dataplane/policy_store.hpp"
 
 namespace sluice {
 namespace {
@@ -21,21 +25,31 @@ bool is_zero(const std::vector<char>& value) {
   return std::ranges::all_of(value, [](char byte) { return byte == 0; });
 }
 
-// Arrays are copied as far as they are used; hashes whole.
-Status copy_map(int from, int to) {
+// What layout 2 did not have: nothing is known of what was noted, so all of it may be there.
+void complete_slot(char* value) {
+  constexpr std::size_t known = offsetof(sluice_slot, inbound);
+  std::memset(value + known, 0xff, sizeof(sluice_slot) - known);
+}
+
+// Arrays are copied as far as they are used; hashes whole. `complete` fills what a shorter value
+// lacks.
+Status copy_map(int from, int to, void (*complete)(char* value)) {
   const bpf_map_info old = info_of(from), fresh = info_of(to);
-  if (old.key_size != fresh.key_size || old.value_size != fresh.value_size ||
-      old.type != fresh.type)
+  if (old.key_size != fresh.key_size || old.type != fresh.type ||
+      (old.value_size != fresh.value_size &&
+       (complete == nullptr || old.value_size != offsetof(sluice_slot, inbound))))
     return fail_with(
         EOPNOTSUPP,
         "map {}: this release cannot read its pinned contents; run `sluiced --detach-all` first",
         fresh.name);
   const bool is_array = old.type == BPF_MAP_TYPE_ARRAY;
-  std::vector<char> key(old.key_size), next(old.key_size), value((old.value_size + 7) / 8 * 8);
+  const bool shorter = old.value_size != fresh.value_size;
+  std::vector<char> key(old.key_size), next(old.key_size), value((fresh.value_size + 7) / 8 * 8);
   const void* previous = nullptr;
   while (bpf_map_get_next_key(from, previous, next.data()) == 0) {
     key = next;
     previous = key.data();
+    std::ranges::fill(value, 0);
     if (bpf_map_lookup_elem(from, key.data(), value.data()) != 0) continue;
     if (is_array) {
       std::uint32_t index = 0;
@@ -46,9 +60,41 @@ Status copy_map(int from, int to) {
             ENOSPC, "map {}: {} entries configured, entry {} is in use; raise the setting again",
             fresh.name, fresh.max_entries, index);
     }
+    if (shorter) complete(value.data());
     if (bpf_map_update_elem(to, key.data(), value.data(), BPF_ANY) != 0)
       return fail_with(errno, "map {}: pinned contents do not fit: {}; raise the setting again",
                        fresh.name, strerror(errno));
+  }
+  return {};
+}
+
+// Images of layout 2, whose elements follow one another, come to lie in pages.
+Status copy_blobs(int from, int to) {
+  for (std::uint32_t index = 0; index < info_of(from).max_entries; ++index) {
+    std::uint32_t id = 0;
+    if (bpf_map_lookup_elem(from, &index, &id) != 0) continue;
+    const Fd old(bpf_map_get_fd_by_id(id));
+    const auto cannot = [&] {
+      return fail_with(errno,
+                       "large policy {}: cannot be read where an earlier release pinned it: {}; "
+                       "start this release once as root",
+                       index, strerror(errno));
+    };
+    if (!old) return cannot();
+    const bpf_map_info info = info_of(old.get());
+    if (info.value_size != sizeof(sluice_element))
+      return fail_with(EINVAL, "large policy {}: pinned by an earlier release in an unknown form",
+                       index);
+    const std::size_t bytes = std::size_t{info.max_entries} * sizeof(sluice_element);
+    void* elements = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, old.get(), 0);
+    if (elements == MAP_FAILED) return cannot();
+    const auto fresh = make_blob({static_cast<const sluice_element*>(elements), info.max_entries});
+    munmap(elements, bytes);
+    if (!fresh) return std::unexpected(fresh.error());
+    const int fd = fresh->get();
+    if (bpf_map_update_elem(to, &index, &fd, BPF_ANY) != 0)
+      return fail_with(errno, "large policy {}: cannot be carried over: {}", index,
+                       strerror(errno));
   }
   return {};
 }
@@ -61,7 +107,11 @@ Status carry_over(Programs& programs) {
     if (map == Map::counters || map == Map::reasons || map == Map::events ||
         map == Map::dns_budgets)
       continue;
-    if (auto copied = copy_map(previous.get(), programs.map(map)); !copied) return copied;
+    const int fresh = programs.map(map);
+    auto copied = map == Map::blobs ? copy_blobs(previous.get(), fresh)
+                                    : copy_map(previous.get(), fresh,
+                                               map == Map::slots ? complete_slot : nullptr);
+    if (!copied) return copied;
   }
   programs.replaced().clear();
   return {};

@@ -1,5 +1,5 @@
-// Carries the contents of maps whose size changed from the pinned set to a new one, before any link
-// is switched.
+// Carries the contents of maps whose size or layout changed from the pinned set to a new one,
+// before any link is switched.
 #pragma once
 
 #include "base/result.hpp"

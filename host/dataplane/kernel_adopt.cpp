@@ -102,10 +102,11 @@ Status KernelDataPlane::adopt() {
   std::set<std::uint32_t> found;
   for (std::uint32_t index = 1; index < slots_.size(); ++index) {
     const sluice_slot& slot = slots_.at(index);
+    // Also of those that are gone: what the programs still know under their scope is nobody else's.
+    next_scope_ = std::max(next_scope_, slot.scope + 1);
     if (slot.state != SLUICE_SLOT_LIVE) continue;
     found.insert(index);
     references[sluice_word_policy(slots_.word(index))]++;
-    next_scope_ = std::max(next_scope_, slot.scope + 1);
     if (slot.type == SLUICE_TYPE_CGROUP) cgroup_ids.insert(slot.cgroup_id);
   }
   for (const auto& [policy, count] : references)
@@ -139,7 +140,8 @@ Status KernelDataPlane::adopt() {
   }
   // Learned addresses belong to a scope; those of scopes that are gone are swept, the others are
   // known again.
-  for (const auto& [index, live] : live_) learned_.open(slots_.at(index).scope, live.name);
+  for (const auto& [index, live] : live_)
+    learned_.open(slots_.at(index).scope, live.name, slots_.learned_hints(index));
   learned_.adopt();
   // Pins without a live slot hold filters that nothing answers for.
   std::error_code error;

@@ -128,7 +128,7 @@ Result<KernelAttachment> KernelDataPlane::attach(const InterfaceTarget& target,
   Live& live = live_[*index];
   live.name = link->name;
   live.netns_path = target.netns_path;
-  learned_.open(slot.scope, live.name);
+  learned_.open(slot.scope, live.name, slots_.learned_hints(*index));
 
   Status done;
   if (initial != nullptr) {
@@ -253,7 +253,7 @@ Result<KernelAttachment> KernelDataPlane::attach(const CgroupTarget& target,
   slots_.fill(*index, slot);
   Live& live = live_[*index];
   live.name = target.path;
-  learned_.open(slot.scope, live.name);
+  learned_.open(slot.scope, live.name, slots_.learned_hints(*index));
 
   Status done;
   if (initial != nullptr) {

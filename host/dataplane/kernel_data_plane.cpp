@@ -24,6 +24,8 @@ constexpr std::uint64_t kSecond = 1'000'000'000;
 constexpr std::uint64_t kLearnedIdle =
     120 * kSecond;  // a live connection's last packet is at most this old
 constexpr std::uint32_t kPortSets = 1024, kBlobs = 1024;
+// With another layout; what a blob is inside does not show in the shape of the table.
+constexpr Map kAnew[] = {Map::settings, Map::blobs};
 
 std::array<std::uint64_t, 2> boot_id() {
   std::array<std::uint64_t, 2> id{};
@@ -77,16 +79,19 @@ Result<std::unique_ptr<KernelDataPlane>> KernelDataPlane::open(const HostConfig&
   if (!tree) return std::unexpected(tree.error());
 
   auto directories = tree->map_directories();
+  bool older = false;  // laid out by an earlier release
   // Pins do not survive a boot; a copied or stale tree must not be taken for this boot's.
   if (!directories.empty()) {
     const Fd settings(bpf_obj_get((directories.back() / "settings").c_str()));
     const sluice_settings found = settings ? read_settings(settings.get()) : sluice_settings{};
-    if (found.layout_version != SLUICE_LAYOUT_VERSION)
+    if (found.layout_version < SLUICE_OLDEST_LAYOUT || found.layout_version > SLUICE_LAYOUT_VERSION)
       return fail_with(EOPNOTSUPP,
-                       "{}: pinned by a release with map layout {}, this one speaks {}; run "
+                       "{}: pinned by a release with map layout {}, this one speaks {} to {}; run "
                        "`sluiced --detach-all` with "
                        "that release first (this lifts every filter)",
-                       directories.back().string(), found.layout_version, SLUICE_LAYOUT_VERSION);
+                       directories.back().string(), found.layout_version, SLUICE_OLDEST_LAYOUT,
+                       SLUICE_LAYOUT_VERSION);
+    older = found.layout_version != SLUICE_LAYOUT_VERSION;
     if (const auto boot = boot_id(); found.boot_id[0] != boot[0] || found.boot_id[1] != boot[1]) {
       for (const auto& stale : directories) PinnedTree::remove(stale);
       directories.clear();
@@ -95,15 +100,18 @@ Result<std::unique_ptr<KernelDataPlane>> KernelDataPlane::open(const HostConfig&
 
   fs::path current = directories.empty() ? fs::path{} : directories.back();
   Result<Programs> programs = fail("no pinned maps");
-  if (!current.empty()) {
+  if (!current.empty() && !older) {
     programs = Programs::load(current, {}, config, *features);
     if (!programs && programs.error().code != EEXIST) return std::unexpected(programs.error());
   }
   if (!programs) {
-    // No maps yet, or maps of another shape: a new set, filled before any link is switched to it.
+    // No maps yet, or of another layout or size: a new set, filled before any link is switched to
+    // it. Of another layout, the settings are made new as well: they say which layout it is, and
+    // the old set must go on being what they say.
     auto fresh = tree->begin();
     if (!fresh) return std::unexpected(fresh.error());
-    programs = Programs::load(*fresh, current, config, *features);
+    programs =
+        Programs::load(*fresh, current, config, *features, older ? kAnew : std::span<const Map>{});
     if (programs) {
       if (auto carried = carry_over(*programs); !carried)
         programs = std::unexpected(carried.error());

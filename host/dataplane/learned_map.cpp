@@ -3,6 +3,8 @@
 #include <bpf/bpf.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <cstring>
 #include <optional>
 #include <utility>
@@ -18,6 +20,15 @@ sluice_learned_key key_of(std::uint32_t scope, const Address& address) {
   key.scope = scope;
   std::memcpy(key.address, address.data(), sizeof(key.address));
   return key;
+}
+
+// Tells the programs, before the address is in the kernel, that it is worth looking up.
+void hint(__u64* hints, const std::uint8_t* address) {
+  if (hints == nullptr) return;
+  std::uint64_t halves[2];
+  std::memcpy(halves, address, sizeof(halves));
+  const std::uint32_t bit = sluice_learned_bit(halves[0], halves[1]);
+  std::atomic_ref(hints[bit / 64]).fetch_or(__u64{1} << bit % 64);
 }
 
 std::unexpected<Error> no_scope(std::uint32_t scope) {
@@ -152,6 +163,7 @@ Status KernelLearnedMap::write(Scope& scope, Writes& writes) {
   const auto count = static_cast<std::uint32_t>(writes.keys.size());
   std::uint32_t done = 0;
   int error = 0;
+  for (const auto& key : writes.keys) hint(scope.hints, key.address);
   if (count == 1) {
     done = bpf_map_update_elem(map_, writes.keys.data(), writes.values.data(), BPF_ANY) == 0;
     error = errno;
@@ -217,9 +229,10 @@ std::vector<KnownAddress> KernelLearnedMap::all(std::uint32_t number) {
   return found;
 }
 
-void KernelLearnedMap::open(std::uint32_t number, std::string name) {
+void KernelLearnedMap::open(std::uint32_t number, std::string name, __u64* hints) {
   auto scope = std::make_shared<Scope>();
   scope->name = std::move(name);
+  scope->hints = hints;
   const std::lock_guard lock(mutex_);
   scopes_.insert_or_assign(number, std::move(scope));
 }
@@ -256,6 +269,7 @@ void KernelLearnedMap::adopt() {
       std::memcpy(address.data(), key.address, sizeof(key.address));
       const std::lock_guard lock(scope->mutex);
       scope->known[address] = {value.active_until, value.grace_until, value.port_set, value.owner};
+      hint(scope->hints, key.address);
     }
   }
   for (const auto& orphan : orphans) bpf_map_delete_elem(map_, &orphan);
@@ -268,6 +282,7 @@ void KernelLearnedMap::sweep(BootTime now) {
     scopes.assign(scopes_.begin(), scopes_.end());
   }
   for (const auto& [number, scope] : scopes) {
+    bool any_ended = false;
     // By bucket, so that the lock can be let go; what moves meanwhile is found the next time.
     for (std::size_t bucket = 0, looked = 0, end = 1; bucket < end; looked = 0) {
       std::vector<Address> ended;
@@ -280,8 +295,20 @@ void KernelLearnedMap::sweep(BootTime now) {
       }
       remove(number, ended);
       for (const auto& address : ended) scope->known.erase(address);
+      any_ended = any_ended || !ended.empty();
     }
+    const std::lock_guard lock(scope->mutex);
+    if (any_ended && !scope->closed) forget_hints(*scope);
   }
+}
+
+// With the scope's lock held: the hints become those of what is known, which is all that may be in
+// the kernel. With very many addresses each bit is set by one of them anyway.
+void KernelLearnedMap::forget_hints(Scope& scope) {
+  if (scope.hints == nullptr || scope.known.size() > kChunk) return;
+  std::array<__u64, SLUICE_LEARNED_BITS / 64> fresh{};
+  for (const auto& [address, known] : scope.known) hint(fresh.data(), address.data());
+  for (std::size_t i = 0; i < fresh.size(); ++i) std::atomic_ref(scope.hints[i]).store(fresh[i]);
 }
 
 }  // namespace sluice

@@ -34,8 +34,9 @@ class KernelLearnedMap final : public LearnedMap {
   [[nodiscard]] std::vector<KnownAddress> all(std::uint32_t scope) override;
 
   // [core loop]
-  // From now addresses may be learned under it. `name` is for messages.
-  void open(std::uint32_t scope, std::string name);
+  // From now addresses may be learned under it. `name` is for messages. `hints` are the slot's
+  // (sluice_slot.learned), valid until close(); null: there are none to keep.
+  void open(std::uint32_t scope, std::string name, __u64* hints = nullptr);
   // Once it has returned nothing is in the kernel under the scope, and nothing will be.
   void close(std::uint32_t scope);
   // After open() of what was found, before anybody learns: what an earlier daemon wrote is known
@@ -59,6 +60,7 @@ class KernelLearnedMap final : public LearnedMap {
     std::mutex mutex;
     bool closed = false;
     std::string name;
+    __u64* hints = nullptr;
     std::unordered_map<Address, Known, AddressHash> known;
   };
   struct Writes;
@@ -66,6 +68,7 @@ class KernelLearnedMap final : public LearnedMap {
   [[nodiscard]] std::shared_ptr<Scope> find(std::uint32_t number) const;
   [[nodiscard]] Status write(Scope& scope, Writes& writes);
   void remove(std::uint32_t number, std::span<const Address> addresses);
+  static void forget_hints(Scope& scope);
 
   const int map_;
   PortSetTable port_sets_;

@@ -30,10 +30,13 @@ const sluice_element* sluice_element_at(const sluice_policy* policy, __u32 index
   const __u32* id = look_up<__u32>(sluice::Map::blobs, &policy->blob);
   if (id == nullptr) return nullptr;
   const sluice::Fd inner(bpf_map_get_fd_by_id(*id));
-  thread_local std::array<sluice_element, 8> values;
+  thread_local std::array<sluice_blob_page, 8> values;
   thread_local std::size_t next = 0;
-  sluice_element* value = &values[next++ % values.size()];
-  return inner && bpf_map_lookup_elem(inner.get(), &index, value) == 0 ? value : nullptr;
+  sluice_blob_page* value = &values[next++ % values.size()];
+  const __u32 page = index / SLUICE_PAGE_ELEMENTS;
+  return inner && bpf_map_lookup_elem(inner.get(), &page, value) == 0
+             ? &value->element[index % SLUICE_PAGE_ELEMENTS]
+             : nullptr;
 }
 const sluice_policy* sluice_policy_at(__u32 index) {
   return look_up<sluice_policy>(sluice::Map::policies, &index);

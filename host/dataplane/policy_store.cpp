@@ -9,11 +9,14 @@
 namespace sluice {
 namespace {
 
-constexpr std::uint32_t kHeapShare = 4;  // an image over 1/4 of the heap becomes a blob
+// An image over a third of the heap becomes a blob, whose elements the programs reach by a call
+// each (about 9 ns) instead of none. Of 100,000 mixed prefixes the image is a little over a
+// quarter.
+constexpr std::uint32_t kHeapShare = 3;
 
 // Writes through a mapping of just the pages it needs: a mapping of the whole heap would count as
 // resident memory.
-Status write_elements(int map, std::uint32_t first, const std::vector<sluice_element>& elements,
+Status write_elements(int map, std::uint32_t first, std::span<const sluice_element> elements,
                       const char* what) {
   if (elements.empty()) return {};
   const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
@@ -31,6 +34,19 @@ Status write_elements(int map, std::uint32_t first, const std::vector<sluice_ele
 }
 
 }  // namespace
+
+Result<Fd> make_blob(std::span<const sluice_element> elements) {
+  LIBBPF_OPTS(bpf_map_create_opts, options, .map_flags = BPF_F_MMAPABLE | BPF_F_INNER_MAP);
+  const std::size_t pages = (elements.size() + SLUICE_PAGE_ELEMENTS - 1) / SLUICE_PAGE_ELEMENTS;
+  Fd map(bpf_map_create(BPF_MAP_TYPE_ARRAY, "sluice_blob", sizeof(std::uint32_t),
+                        sizeof(sluice_blob_page), static_cast<std::uint32_t>(pages), &options));
+  if (!map)
+    return fail_with(errno, "cannot create a map of {} MiB for a large policy: {}",
+                     elements.size_bytes() >> 20, strerror(errno));
+  if (auto written = write_elements(map.get(), 0, elements, "large policy"); !written)
+    return std::unexpected(written.error());
+  return map;
+}
 
 PolicyStore::PolicyStore(const Maps& maps) : maps_(maps), blob_used_(maps.blob_entries, false) {
   free_[0] = maps.heap_entries;
@@ -103,11 +119,11 @@ void PolicyStore::free_range(std::uint32_t base, std::uint32_t elements) {
   }
 }
 
-Status PolicyStore::write_heap(std::uint32_t base, const std::vector<sluice_element>& elements) {
+Status PolicyStore::write_heap(std::uint32_t base, std::span<const sluice_element> elements) {
   return write_elements(maps_.heap, base, elements, "policy heap");
 }
 
-Result<std::uint32_t> PolicyStore::write_blob(const std::vector<sluice_element>& elements) {
+Result<std::uint32_t> PolicyStore::write_blob(std::span<const sluice_element> elements) {
   std::uint32_t index = 0;
   for (std::uint32_t i = 1; i < blob_used_.size() && index == 0; ++i)
     if (!blob_used_[i]) index = i;
@@ -116,16 +132,9 @@ Result<std::uint32_t> PolicyStore::write_blob(const std::vector<sluice_element>&
         ENOSPC,
         "the table of large policies is full ({} entries); fewer distinct large policies, please",
         blob_used_.size() - 1);
-  LIBBPF_OPTS(bpf_map_create_opts, options, .map_flags = BPF_F_MMAPABLE | BPF_F_INNER_MAP);
-  const Fd map(bpf_map_create(BPF_MAP_TYPE_ARRAY, "sluice_blob", sizeof(std::uint32_t),
-                              sizeof(sluice_element), static_cast<std::uint32_t>(elements.size()),
-                              &options));
-  if (!map)
-    return fail_with(errno, "cannot create a map of {} MiB for a large policy: {}",
-                     elements.size() * sizeof(sluice_element) >> 20, strerror(errno));
-  if (auto written = write_elements(map.get(), 0, elements, "large policy"); !written)
-    return std::unexpected(written.error());
-  const int fd = map.get();
+  const auto map = make_blob(elements);
+  if (!map) return std::unexpected(map.error());
+  const int fd = map->get();
   if (bpf_map_update_elem(maps_.blobs, &index, &fd, BPF_ANY) != 0)
     return fail_with(errno, "cannot publish a large policy in slot {}: {}", index, strerror(errno));
   blob_used_[index] = true;

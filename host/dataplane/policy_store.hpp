@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "base/fd.hpp"
@@ -18,6 +19,9 @@
 #include "policy/compiler.hpp"
 
 namespace sluice {
+
+// An inner map of `blobs` that holds the elements of an image.
+[[nodiscard]] Result<Fd> make_blob(std::span<const sluice_element> elements);
 
 using Digest = std::array<std::uint64_t, 2>;
 
@@ -61,8 +65,8 @@ class PolicyStore {
   };
   [[nodiscard]] std::optional<std::uint32_t> allocate(std::uint32_t elements);
   void free_range(std::uint32_t base, std::uint32_t elements);
-  [[nodiscard]] Status write_heap(std::uint32_t base, const std::vector<sluice_element>& elements);
-  [[nodiscard]] Result<std::uint32_t> write_blob(const std::vector<sluice_element>& elements);
+  [[nodiscard]] Status write_heap(std::uint32_t base, std::span<const sluice_element> elements);
+  [[nodiscard]] Result<std::uint32_t> write_blob(std::span<const sluice_element> elements);
 
   Maps maps_;
   std::map<std::uint32_t, std::uint32_t> free_;  // base -> length

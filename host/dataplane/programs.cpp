@@ -9,6 +9,7 @@
 #include <sys/resource.h>
 #include <sys/utsname.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 
@@ -157,7 +158,7 @@ Result<KernelFeatures> probe_kernel() {
 
 Result<Programs> Programs::load(const std::filesystem::path& directory,
                                 const std::filesystem::path& previous, const HostConfig& config,
-                                const KernelFeatures& features) {
+                                const KernelFeatures& features, std::span<const Map> anew) {
   const Skeleton skeleton(sluice_bpf__open());
   if (!skeleton) return fail_with(errno, "cannot open the embedded programs: {}", strerror(errno));
   set_sizes(skeleton.get(), config);
@@ -176,7 +177,8 @@ Result<Programs> Programs::load(const std::filesystem::path& directory,
       const auto path = place / bpf_map__name(map);
       Fd pinned(bpf_obj_get(path.c_str()));
       if (!pinned) continue;
-      if (!same_shape(pinned.get(), map)) {
+      const bool unwanted = place == previous && std::ranges::find(anew, id) != anew.end();
+      if (unwanted || !same_shape(pinned.get(), map)) {
         if (place == directory)
           return fail_with(EEXIST, "{}: pinned by a release or a configuration with another layout",
                            path.string());

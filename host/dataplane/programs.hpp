@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <filesystem>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -80,13 +81,15 @@ class Programs {
   // Loads every program. Each map is taken from `directory` if it is pinned there in the shape this
   // release and configuration need, else from `previous` (may be empty) if it has that shape, else
   // made new; all are pinned in `directory` afterwards. A pinned map of another shape in
-  // `directory` is EEXIST: begin a new one with it as `previous`.
+  // `directory` is EEXIST: begin a new one with it as `previous`. Those of `anew` are not taken
+  // from `previous` whatever their shape.
   [[nodiscard]] static Result<Programs> load(const std::filesystem::path& directory,
                                              const std::filesystem::path& previous,
                                              const HostConfig& config,
-                                             const KernelFeatures& features);
-  // Maps that exist in `previous` with another shape, and were made new: their contents are still
-  // there to be carried over.
+                                             const KernelFeatures& features,
+                                             std::span<const Map> anew = {});
+  // Maps that exist in `previous`, but were made new: their contents are still there to be carried
+  // over.
   struct Replaced {
     Map map;
     Fd previous;

@@ -27,6 +27,8 @@ class SlotTable {
   void set_options(std::uint32_t index, const sluice_slot& options);
   void set_sever_until(std::uint32_t index, std::uint64_t until);
   void clear(std::uint32_t index);
+  // For whoever writes learned addresses; words are stored whole.
+  [[nodiscard]] __u64* learned_hints(std::uint32_t index) { return slots_[index].learned; }
 
  private:
   SlotTable(sluice_slot* slots, std::uint32_t entries, std::size_t bytes)

@@ -63,8 +63,9 @@ Result<KernelWalk> KernelWalk::load(const CompiledPolicy& policy,
   sluice_policy descriptor = policy.descriptor;
   if (storage == Storage::blob) {
     LIBBPF_OPTS(bpf_map_create_opts, options, .map_flags = BPF_F_MMAPABLE | BPF_F_INNER_MAP);
-    state->blob = Fd(
-        bpf_map_create(BPF_MAP_TYPE_ARRAY, "blob", 4, sizeof(sluice_element), elements, &options));
+    state->blob =
+        Fd(bpf_map_create(BPF_MAP_TYPE_ARRAY, "blob", 4, sizeof(sluice_blob_page),
+                          (elements + SLUICE_PAGE_ELEMENTS - 1) / SLUICE_PAGE_ELEMENTS, &options));
     if (!state->blob) return fail("cannot create a blob: {}", std::strerror(errno));
     const std::uint32_t key = 1;
     const int fd = state->blob.get();

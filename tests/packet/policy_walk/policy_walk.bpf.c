@@ -24,7 +24,7 @@ struct sluice_blob {
   __uint(map_flags, BPF_F_MMAPABLE | BPF_F_INNER_MAP);
   __uint(max_entries, 1);
   __type(key, __u32);
-  __type(value, union sluice_element);
+  __uint(value_size, sizeof(struct sluice_blob_page));
 };
 struct {
   __uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);

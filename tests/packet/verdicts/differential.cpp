@@ -38,8 +38,7 @@ bool runs_in_kernel(std::uint16_t ethertype, const Bytes& packet) {
 TEST_CASE("the kernel's verdicts are user space's, packet by packet") {
   Gate gate;
   Core core;
-  const Fd reasons = gate.map("reasons"), flows = gate.map("flows"), slots = gate.map("slots"),
-           learned = gate.map("learned");
+  const Fd reasons = gate.map("reasons"), slots = gate.map("slots");
   const std::uint32_t index = gate.slot();
   REQUIRE(bpf_map_lookup_elem(slots.get(), &index, &core.slot) == 0);
   core.tables.now = boot_now().nanoseconds;
@@ -54,8 +53,8 @@ TEST_CASE("the kernel's verdicts are user space's, packet by packet") {
     value.active_until = from_now(active).nanoseconds;
     value.grace_until = from_now(grace).nanoseconds;
     value.last_seen = from_now(seen).nanoseconds;
-    REQUIRE(bpf_map_update_elem(learned.get(), &key, &value, BPF_ANY) == 0);
-    core.tables.learned[bytes_of(key)] = value;
+    gate.put_learned(key, value);
+    core.learn(key, value);
   };
   put("203.0.113.20", 100000, 100000, 0);
   put("203.0.113.30", -1, 100000, 0);
@@ -71,9 +70,12 @@ TEST_CASE("the kernel's verdicts are user space's, packet by packet") {
         for (const std::uint16_t far : {443, 5000, 8000}) {
           const auto key = core.flow_key(protocol, mapped(workload), port, mapped(remote), far);
           const sluice_flow flow{core.tables.now, SLUICE_FLOW_INBOUND, 0};
-          REQUIRE(bpf_map_update_elem(flows.get(), &key, &flow, BPF_ANY) == 0);
+          gate.put_flow(key, flow);
           core.tables.flows[bytes_of(key)] = flow;
         }
+  sluice_slot noted{};
+  REQUIRE(bpf_map_lookup_elem(slots.get(), &index, &noted) == 0);
+  std::memcpy(core.slot.inbound, noted.inbound, sizeof(noted.inbound));
 
   const Floor floor{
       {Prefix::parse("169.254.169.254/32").value(), Prefix::parse("fd00:ec2::254/128").value()}};

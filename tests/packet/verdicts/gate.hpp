@@ -173,6 +173,37 @@ class Gate {
     }
     return known.get();
   }
+  // A learned address, written as the clock would have it later on.
+  void put_learned(const sluice_learned_key& key, const sluice_learned& value) {
+    const Fd learned = map("learned"), slots = map("slots");
+    sluice_slot slot{};
+    REQUIRE(bpf_map_lookup_elem(slots.get(), &slot_, &slot) == 0);
+    std::uint64_t halves[2];
+    std::memcpy(halves, key.address, sizeof(halves));
+    const std::uint32_t bit = sluice_learned_bit(halves[0], halves[1]);
+    slot.learned[bit / 64] |= std::uint64_t{1} << bit % 64;
+    REQUIRE(bpf_map_update_elem(slots.get(), &slot_, &slot, BPF_ANY) == 0);
+    REQUIRE(bpf_map_update_elem(learned.get(), &key, &value, BPF_ANY) == 0);
+  }
+  // A flow as tc_to would have noted it.
+  void put_flow(const sluice_flow_key& key, const sluice_flow& flow) {
+    const Fd flows = map("flows"), slots = map("slots");
+    sluice_slot slot{};
+    REQUIRE(bpf_map_lookup_elem(slots.get(), &slot_, &slot) == 0);
+    const std::uint32_t bit = sluice_inbound_bit(key.protocol, key.workload_port_be);
+    slot.inbound[bit / 64] |= std::uint64_t{1} << bit % 64;
+    REQUIRE(bpf_map_update_elem(slots.get(), &slot_, &slot, BPF_ANY) == 0);
+    REQUIRE(bpf_map_update_elem(flows.get(), &key, &flow, BPF_ANY) == 0);
+  }
+  // The daemon ends; `meanwhile` is given the directory of its pinned maps; another one starts.
+  template <typename Meanwhile>
+  void reopen(Meanwhile&& meanwhile) {
+    plane_.reset();
+    programs_.clear();
+    for (const auto& entry : std::filesystem::directory_iterator(lab_->config.bpffs))
+      if (entry.path().filename().string().starts_with("maps-")) meanwhile(entry.path());
+    plane_ = lab_->open();
+  }
   // A pinned map by its name.
   [[nodiscard]] Fd map(const std::string& name) {
     for (const auto& entry : std::filesystem::directory_iterator(lab_->config.bpffs))

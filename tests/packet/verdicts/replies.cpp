@@ -162,10 +162,56 @@ TEST_CASE("a workload's own flows are no replies after a tightening") {
   }
 }
 
+TEST_CASE("of flows that differ in one thing only, each is noted as the workload's own") {
+  for (const Family& f : kFamilies) {
+    CAPTURE(f.workload);
+    Gate gate;
+    gate.publish({}, Mode::denylist);
+    struct {
+      Bytes asks, answer;
+    } const flows[] = {
+        {f.out(17, udp(4001, 443)), f.in(17, udp(443, 4001))},
+        {f.out(17, udp(4002, 443)), f.in(17, udp(443, 4002))},
+        {f.out(17, udp(4001, 444)), f.in(17, udp(444, 4001))},
+        {f.out(136, udp(4001, 443)), f.in(136, udp(443, 4001))},
+        {f.out_to(f.stranger, 17, udp(4001, 443)),
+         f.packet(f.stranger, f.workload, 17, udp(443, 4001), kGuestMac)},
+    };
+    // In turns and without a pause: each meets what the one before has left on this CPU.
+    for (int turn = 0; turn < 3; ++turn)
+      for (const auto& flow : flows) CHECK(gate.from(flow.asks).verdict == kPass);
+    gate.publish({});
+    for (const auto& flow : flows) {
+      CHECK(gate.to(flow.answer).verdict == kPass);
+      gate.check({{"asks again", flow.asks, SLUICE_REASON_DENY_MODE}});
+    }
+  }
+}
+
+TEST_CASE("flows of two attachments that are alike in all else are noted for both") {
+  for (const Family& f : kFamilies) {
+    CAPTURE(f.workload);
+    Gate gate;
+    const std::uint32_t other = gate.attach("host1");
+    const Bytes asks = f.out(17, udp(4001, 443)), answer = f.in(17, udp(443, 4001));
+    gate.publish({}, Mode::denylist);
+    gate.publish_at(other, {}, Mode::denylist);
+    for (int turn = 0; turn < 3; ++turn)
+      for (const char* at : {"host0", "host1"}) CHECK(gate.from(asks, at).verdict == kPass);
+    gate.publish({});
+    gate.publish_at(other, {}, Mode::allowlist);
+    for (const char* at : {"host0", "host1"}) {
+      CAPTURE(at);
+      CHECK(gate.to(answer, 0, at).verdict == kPass);
+      CHECK(gate.from(asks, at).verdict == kDrop);
+    }
+  }
+}
+
 TEST_CASE("a flow that came in from outside ends when nothing moves any more") {
   Gate gate;
   gate.publish({});
-  const Fd flows = gate.map("flows"), slots = gate.map("slots");
+  const Fd slots = gate.map("slots");
   sluice_slot slot{};
   const std::uint32_t index = gate.slot();
   REQUIRE(bpf_map_lookup_elem(slots.get(), &index, &slot) == 0);
@@ -183,7 +229,7 @@ TEST_CASE("a flow that came in from outside ends when nothing moves any more") {
       sluice_flow flow{};
       flow.last_seen = from_now(-idle).nanoseconds;
       flow.origin = origin;
-      REQUIRE(bpf_map_update_elem(flows.get(), &key, &flow, BPF_ANY) == 0);
+      gate.put_flow(key, flow);
     };
     // Idle times that fit in the machine's uptime; TCP's two hours may not.
     put(17, 6000, 100);

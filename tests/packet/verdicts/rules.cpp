@@ -328,7 +328,6 @@ TEST_CASE("learned addresses open what they name, and never overrule a deny") {
 TEST_CASE("learned addresses: active, then grace for live connections only, then nothing") {
   Gate gate;
   gate.publish({});
-  const Fd learned = gate.map("learned");
   const Fd slots = gate.map("slots");
   sluice_slot slot{};
   const std::uint32_t index = gate.slot();
@@ -343,7 +342,7 @@ TEST_CASE("learned addresses: active, then grace for live connections only, then
     value.active_until = from_now(active).nanoseconds;
     value.grace_until = from_now(grace).nanoseconds;
     value.last_seen = from_now(seen).nanoseconds;
-    REQUIRE(bpf_map_update_elem(learned.get(), &key, &value, BPF_ANY) == 0);
+    gate.put_learned(key, value);
   };
   for (const auto& [live, idle, gone, fresh] :
        {std::tuple{"203.0.113.1", "203.0.113.2", "203.0.113.3", "203.0.113.4"},

@@ -102,12 +102,21 @@ class Core {
                                                            : sluice_read_ip6(&view, &facts);
     return read != SLUICE_OK ? read : sluice_judge(&slot, word, &facts);
   }
+  void learn(const sluice_learned_key& key, const sluice_learned& value) {
+    tables.learned[bytes_of(key)] = value;
+    std::uint64_t halves[2];
+    std::memcpy(halves, key.address, sizeof(halves));
+    const std::uint32_t bit = sluice_learned_bit(halves[0], halves[1]);
+    slot.learned[bit / 64] |= std::uint64_t{1} << bit % 64;
+  }
   // A flow that came in from outside.
   void inbound(std::uint8_t protocol, const std::array<std::uint8_t, 16>& workload,
                std::uint16_t port, const std::array<std::uint8_t, 16>& remote,
                std::uint16_t remote_port) {
-    tables.flows[bytes_of(flow_key(protocol, workload, port, remote, remote_port))] = {
-        tables.now, SLUICE_FLOW_INBOUND, 0};
+    const sluice_flow_key key = flow_key(protocol, workload, port, remote, remote_port);
+    tables.flows[bytes_of(key)] = {tables.now, SLUICE_FLOW_INBOUND, 0};
+    const std::uint32_t bit = sluice_inbound_bit(key.protocol, key.workload_port_be);
+    slot.inbound[bit / 64] |= std::uint64_t{1} << bit % 64;
   }
   [[nodiscard]] sluice_flow_key flow_key(std::uint8_t protocol,
                                          const std::array<std::uint8_t, 16>& workload,

@@ -2,6 +2,8 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "dataplane/learned_map.hpp"
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <map>
 #include <optional>
@@ -312,4 +314,34 @@ TEST_CASE("many threads at once: afterwards the kernel has what each of them was
     REQUIRE(found.contains(key));
     CHECK(found.at(key).active_until == end);
   }
+}
+
+TEST_CASE("the programs are told which addresses are worth looking up") {
+  Stage stage;
+  std::array<__u64, SLUICE_LEARNED_BITS / 64> hints{};
+  stage.learned.open(3, "tap3", hints.data());
+  const auto hinted = [&](const Address& address) {
+    std::uint64_t halves[2];
+    std::memcpy(halves, address.data(), sizeof(halves));
+    const auto bit = sluice_learned_bit(halves[0], halves[1]);
+    return (hints[bit / 64] >> bit % 64 & 1) != 0;
+  };
+  CHECK(std::ranges::count(hints, 0u) == static_cast<std::ptrdiff_t>(hints.size()));
+  const LearnedAddress brief[] = {lasting(ip4(1, 1), in(1), in(1)),
+                                  lasting(ip4(1, 2), in(1), in(1))};
+  const LearnedAddress lasts[] = {lasting(ip4(1, 3), in(600), in(600))};
+  REQUIRE(stage.learned.learn(3, brief, {}));
+  REQUIRE(stage.learned.learn(3, lasts, {}));
+  for (std::uint8_t d : {1, 2, 3}) CHECK(hinted(ip4(1, d)));
+  stage.learned.sweep(in(2));
+  CHECK(hinted(ip4(1, 3)));
+  CHECK_FALSE(hinted(ip4(1, 1)));
+  CHECK_FALSE(hinted(ip4(1, 2)));
+
+  // A daemon that finds them hints at them again.
+  std::ranges::fill(hints, 0);
+  KernelLearnedMap next(stage.map.get(), stage.port_sets.get(), 64);
+  next.open(3, "tap3", hints.data());
+  next.adopt();
+  CHECK(hinted(ip4(1, 3)));
 }

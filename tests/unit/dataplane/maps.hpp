@@ -24,7 +24,7 @@ inline Fd array_map(const char* name, std::uint32_t value_size, std::uint32_t en
 
 inline Fd blobs_map(std::uint32_t entries) {
   const Fd inner =
-      array_map("test_inner", sizeof(sluice_element), 1, BPF_F_MMAPABLE | BPF_F_INNER_MAP);
+      array_map("test_inner", sizeof(sluice_blob_page), 1, BPF_F_MMAPABLE | BPF_F_INNER_MAP);
   LIBBPF_OPTS(bpf_map_create_opts, options,
               .inner_map_fd = static_cast<std::uint32_t>(inner.get()));
   Fd map(bpf_map_create(BPF_MAP_TYPE_ARRAY_OF_MAPS, "test_blobs", sizeof(std::uint32_t),
