@@ -3,6 +3,7 @@
  * the host needs. */
 #include "cgroup_workload.h"
 #include "guards.h"
+#include "learn.h"
 #include "sockets.h"
 #include "tc_workload.h"
 

@@ -164,7 +164,8 @@ KernelDataPlane::KernelDataPlane(const HostConfig& config, KernelFeatures featur
       programs_(std::move(programs)),
       slots_(std::move(slots)),
       policies_(policy_maps),
-      learned_(programs_.map(Map::learned), programs_.map(Map::port_sets), kPortSets) {}
+      learned_(programs_.map(Map::learned), programs_.map(Map::port_sets), kPortSets,
+               programs_.program(Program::learn)) {}
 
 KernelDataPlane::~KernelDataPlane() {
   if (events_ != nullptr) ring_buffer__free(events_);
@@ -187,6 +188,11 @@ Status KernelDataPlane::start() {
   const std::uint32_t zero = 0;
   if (bpf_map_update_elem(programs_.map(Map::settings), &zero, &settings, BPF_ANY) != 0)
     return fail_with(errno, "cannot write the settings map: {}", strerror(errno));
+  if (!features_.learn_program)
+    spdlog::info(
+        "kernel {}: cannot change many learned addresses in one call (6.1 can); an answer that "
+        "prolongs sixteen takes some 10 us longer",
+        features_.release);
   watch_links();
   if (auto adopted = adopt(); !adopted) return adopted;
   if (features_.tcx && config_.tc_mechanism == "auto")

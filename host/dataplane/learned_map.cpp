@@ -9,6 +9,8 @@
 #include <optional>
 #include <utility>
 
+#include "learn_batch.h"
+
 namespace sluice {
 namespace {
 
@@ -37,15 +39,16 @@ std::unexpected<Error> no_scope(std::uint32_t scope) {
 
 }  // namespace
 
-// What one call is about to write. What is kept in memory is changed as it is put together, so that
-// an address given twice adds up; back() undoes that.
+// What one call is about to write. What is kept in memory is changed as it is
+// put together, so that an address given twice adds up; back() undoes that.
 struct KernelLearnedMap::Writes {
   std::vector<sluice_learned_key> keys;
   std::vector<sluice_learned> values;
   struct Before {
     Known* known;
     Known was;
-    std::optional<sluice_learned> in_kernel;  // where it still opened something
+    std::optional<sluice_learned> in_kernel;  // looked up, where there is no program
+    bool kept = false;                        // the program says that it was there
   };
   std::vector<Before> before;
 
@@ -61,22 +64,74 @@ struct KernelLearnedMap::Writes {
     before.push_back({&known, known, in_kernel});
     known = {value.active_until, value.grace_until, value.port_set, value.owner};
   }
-  // `written` of them are in the kernel. Backwards: an address given twice ends as it began.
-  void back(int map, std::size_t written) {
+  // `done`: how many are in the kernel. An errno, or 0.
+  [[nodiscard]] int write_by_map(int map, std::size_t& done) const {
+    if (keys.size() == 1)
+      return bpf_map_update_elem(map, keys.data(), values.data(), BPF_ANY) == 0 ? 0 : errno;
+    auto count = static_cast<std::uint32_t>(keys.size());
+    LIBBPF_OPTS(bpf_map_batch_opts, options, .elem_flags = BPF_ANY);
+    if (bpf_map_update_batch(map, keys.data(), values.data(), &count, &options) == 0) return 0;
+    const int error = errno;
+    done = count == keys.size() ? 0 : count;  // refused before the first, it leaves the count
+    return error;
+  }
+  [[nodiscard]] int write_by_program(int program, std::size_t& done) {
+    for (std::size_t at = 0; at < keys.size(); at = done) {
+      sluice_learn_batch batch{};
+      batch.count =
+          static_cast<std::uint32_t>(std::min<std::size_t>(keys.size() - at, SLUICE_LEARN_ENTRIES));
+      for (std::uint32_t i = 0; i < batch.count; ++i)
+        batch.entries[i] = entry_of(keys[at + i], values[at + i]);
+      if (const int error = run(program, batch); error != 0) return error;
+      for (std::uint32_t i = 0; i < batch.count; ++i, ++done) {
+        if (batch.entries[i].outcome == SLUICE_LEARN_UNTOUCHED) return -batch.error;
+        before[at + i].kept = batch.entries[i].outcome == SLUICE_LEARN_KEPT;
+      }
+    }
+    return 0;
+  }
+  // `written` of them are in the kernel. Backwards: an address given twice ends
+  // as it began.
+  void back(int map, int program, std::size_t written) {
     for (auto i = keys.size(); i-- > 0;) {
-      const auto& [known, was, in_kernel] = before[i];
+      const auto& [known, was, in_kernel, kept] = before[i];
       *known = was;
       if (i >= written) continue;
-      if (in_kernel)
+      if (kept) {
+        sluice_learn_batch batch{};
+        batch.count = 1;
+        batch.entries[0] = entry_of(keys[i], {.active_until = was.active_until,
+                                              .grace_until = was.grace_until,
+                                              .last_seen = 0,
+                                              .port_set = was.port_set,
+                                              .owner = was.owner});
+        [[maybe_unused]] const int done = run(program, batch);
+      } else if (in_kernel) {
         bpf_map_update_elem(map, &keys[i], &*in_kernel, BPF_ANY);
-      else
+      } else {
         bpf_map_delete_elem(map, &keys[i]);
+      }
     }
+  }
+
+ private:
+  static sluice_learn_entry entry_of(const sluice_learned_key& key, const sluice_learned& value) {
+    return {.key = key,
+            .outcome = SLUICE_LEARN_UNTOUCHED,
+            .active_until = value.active_until,
+            .grace_until = value.grace_until,
+            .port_set = value.port_set,
+            .owner = value.owner};
+  }
+  static int run(int program, sluice_learn_batch& batch) {
+    LIBBPF_OPTS(bpf_test_run_opts, options, .ctx_in = &batch, .ctx_size_in = sizeof(batch));
+    return bpf_prog_test_run_opts(program, &options) == 0 ? 0 : errno;
   }
 };
 
-KernelLearnedMap::KernelLearnedMap(int map, int port_sets, std::uint32_t port_set_entries)
-    : map_(map), port_sets_(port_sets, port_set_entries) {}
+KernelLearnedMap::KernelLearnedMap(int map, int port_sets, std::uint32_t port_set_entries,
+                                   int program)
+    : map_(map), program_(program), port_sets_(port_sets, port_set_entries) {}
 
 std::shared_ptr<KernelLearnedMap::Scope> KernelLearnedMap::find(std::uint32_t number) const {
   const std::shared_lock lock(mutex_);
@@ -114,15 +169,15 @@ Status KernelLearnedMap::learn(std::uint32_t number, std::span<const LearnedAddr
       if (known.port_set != *port_set) {
         const auto both = port_sets_.united(known.port_set, ports);
         if (!both) {
-          writes.back(map_, 0);
+          writes.back(map_, program_, 0);
           return std::unexpected(both.error());
         }
         value.port_set = *both;
       }
       if (known == Known{value.active_until, value.grace_until, value.port_set, value.owner})
         continue;
-      // When the program last saw a packet for it, which only the kernel knows.
-      if (sluice_learned found{}; bpf_map_lookup_elem(map_, &key, &found) == 0) {
+      // When the last packet for it was seen, which only the kernel knows.
+      if (sluice_learned found{}; program_ < 0 && bpf_map_lookup_elem(map_, &key, &found) == 0) {
         in_kernel = found;
         value.last_seen = found.last_seen;
       }
@@ -160,24 +215,15 @@ Status KernelLearnedMap::replace(std::uint32_t number, const LearnedAddress& add
 
 // With the scope's lock held. All or nothing.
 Status KernelLearnedMap::write(Scope& scope, Writes& writes) {
-  const auto count = static_cast<std::uint32_t>(writes.keys.size());
-  std::uint32_t done = 0;
-  int error = 0;
+  if (writes.keys.empty()) return {};
   for (const auto& key : writes.keys) hint(scope.hints, key.address);
-  if (count == 1) {
-    done = bpf_map_update_elem(map_, writes.keys.data(), writes.values.data(), BPF_ANY) == 0;
-    error = errno;
-  } else if (count > 1) {
-    LIBBPF_OPTS(bpf_map_batch_opts, options, .elem_flags = BPF_ANY);
-    done = count;
-    if (bpf_map_update_batch(map_, writes.keys.data(), writes.values.data(), &done, &options) !=
-        0) {
-      error = errno;
-      if (done == count) done = 0;  // refused before the first, and the count left as it was
-    }
-  }
-  if (done == count) return {};
-  writes.back(map_, done);
+  // For a single one that is new the program is a detour.
+  const bool by_map = program_ < 0 || (writes.keys.size() == 1 && writes.before[0].was == Known{});
+  std::size_t done = 0;
+  const int error =
+      by_map ? writes.write_by_map(map_, done) : writes.write_by_program(program_, done);
+  if (error == 0) return {};
+  writes.back(map_, program_, done);
   return fail_with(error, "{}: cannot write a learned address: {}{}", scope.name, strerror(error),
                    error == E2BIG ? "; raise host.max_learned" : "");
 }

@@ -1,8 +1,12 @@
 // The one writer of the kernel's `learned` map: which addresses names have opened, for what ports,
 // until when.
 //
-// It keeps in memory what it has written, so that an address which is new costs one system call
-// (and sixteen of them cost one), and one that is known to live long enough costs none.
+// It keeps in memory what it has written, so that an address which is new or gets a later end costs
+// one system call (and sixteen of them cost one), and one that is known to live long enough costs
+// none. What is there is changed by a program in the kernel (bpf/learn.h), so that the moment of a
+// live connection's last packet, which packets write at the same time, is kept. Without it (before
+// kernel 6.1) a look-up each fetches that moment, and one that is written meanwhile is lost; a
+// packet of the next quarter second writes it again.
 //
 // Locks: the table of scopes is shared by all who learn; each scope has a mutex of its own, held
 // across the system calls, so that attachments do not wait for one another. Nothing else is called
@@ -22,8 +26,8 @@ namespace sluice {
 
 class KernelLearnedMap final : public LearnedMap {
  public:
-  // Both maps outlive this.
-  KernelLearnedMap(int map, int port_sets, std::uint32_t port_set_entries);
+  // The maps and the program outlive this. `program` is sluice_learn over `map`; -1: there is none.
+  KernelLearnedMap(int map, int port_sets, std::uint32_t port_set_entries, int program = -1);
 
   // [any]
   [[nodiscard]] Status learn(std::uint32_t scope, std::span<const LearnedAddress> addresses,
@@ -70,7 +74,7 @@ class KernelLearnedMap final : public LearnedMap {
   void remove(std::uint32_t number, std::span<const Address> addresses);
   static void forget_hints(Scope& scope);
 
-  const int map_;
+  const int map_, program_;
   PortSetTable port_sets_;
   mutable std::shared_mutex mutex_;  // of scopes_
   std::unordered_map<std::uint32_t, std::shared_ptr<Scope>> scopes_;

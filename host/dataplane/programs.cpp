@@ -108,7 +108,8 @@ std::array<ProgramEntry, static_cast<std::size_t>(Program::count)> programs_of(
            {Program::guard_cgroup, programs.sluice_guard_cgroup},
            {Program::task_attached, programs.sluice_task_attached},
            {Program::task_forked, programs.sluice_task_forked},
-           {Program::list_sockets, programs.sluice_list_sockets}}};
+           {Program::list_sockets, programs.sluice_list_sockets},
+           {Program::learn, programs.sluice_learn}}};
 }
 
 void set_sizes(sluice_bpf* skeleton, const HostConfig& config) {
@@ -148,6 +149,7 @@ Result<KernelFeatures> probe_kernel() {
                      "CONFIG_DEBUG_INFO_BTF",
                      features.release);
   features.tcx = major > 6 || (major == 6 && minor >= 6);
+  features.learn_program = major > 6 || (major == 6 && minor >= 1);
   features.kern_ctx = has_btf_function(kernel, "bpf_cast_to_kern_ctx");
   features.task_events =
       btf__find_by_name_kind(kernel, "btf_trace_cgroup_attach_task", BTF_KIND_TYPEDEF) > 0;
@@ -167,6 +169,7 @@ Result<Programs> Programs::load(const std::filesystem::path& directory,
        {skeleton->progs.sluice_task_attached, skeleton->progs.sluice_task_forked,
         skeleton->progs.sluice_list_sockets})
     bpf_program__set_autoload(optional, features.task_events);
+  bpf_program__set_autoload(skeleton->progs.sluice_learn, features.learn_program);
 
   Programs loaded;
   const auto maps = maps_of(skeleton.get());

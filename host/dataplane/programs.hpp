@@ -22,6 +22,7 @@ struct KernelFeatures {
   bool kern_ctx = false;  // 6.2: bpf_cast_to_kern_ctx, the namespace of a packet's device
   bool task_events =
       false;  // BTF tracepoints and socket iterators: sockets brought into a cgroup are shut
+  bool learn_program = false;  // 6.1: a program that may sleep can write maps that grow
 };
 // Asks the running kernel. Fails when it lacks what nothing works without, and names it.
 [[nodiscard]] Result<KernelFeatures> probe_kernel();
@@ -45,6 +46,7 @@ enum class Program : std::uint8_t {
   task_attached,
   task_forked,
   list_sockets,
+  learn,
   count
 };
 

@@ -1,6 +1,7 @@
 // Modes, explicit rules, the floor, learned addresses and expiry: what the policy says of a packet
 // that could be read.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <atomic>
 #include <thread>
 
 #include "packet/verdicts/gate.hpp"
@@ -323,6 +324,72 @@ TEST_CASE("learned addresses open what they name, and never overrule a deny") {
   REQUIRE(gate.plane().learned().revoke(gate.scope(), std::vector(all)));
   gate.check({{"revoked", syn(open4), SLUICE_REASON_DENY_MODE},
               {"revoked", segment(open6), SLUICE_REASON_DENY_MODE}});
+}
+
+TEST_CASE("packets that note a live connection, while the ends of its address are moved") {
+  Gate gate;
+  gate.publish({});
+  std::vector<LearnedAddress> all;
+  for (unsigned i = 0; i < 4096; ++i) {
+    const auto text = i % 2 == 0 ? fmt::format("203.0.{}.{}", i >> 8, i & 255)
+                                 : fmt::format("2001:db8:7::{:x}", i);
+    all.push_back({mapped(text), from_now(600), from_now(600)});
+  }
+  constexpr std::uint64_t kLongAgo = 1;
+  const Fd learned = gate.map("learned");
+  const int program = gate.program("from");
+  for (int round = 0; round < 5; ++round) {
+    CAPTURE(round);
+    REQUIRE(gate.plane().learned().learn(gate.scope(), all, {}));
+    for (const auto& one : all) {
+      sluice_learned_key key{};
+      key.scope = gate.scope();
+      std::memcpy(key.address, one.address.data(), 16);
+      sluice_learned value{};
+      REQUIRE(bpf_map_lookup_elem(learned.get(), &key, &value) == 0);
+      value.last_seen = kLongAgo;
+      REQUIRE(bpf_map_update_elem(learned.get(), &key, &value, BPF_EXIST) == 0);
+    }
+    std::atomic<bool> done{false}, wrong{false};
+    std::thread packets([&] {
+      __sk_buff context{};
+      context.ifindex = Gate::ifindex();
+      for (unsigned i = 0; i < 4096; ++i) {
+        const Bytes frame = segment(i % 2 == 0 ? fmt::format("203.0.{}.{}", i >> 8, i & 255)
+                                               : fmt::format("2001:db8:7::{:x}", i));
+        LIBBPF_OPTS(bpf_test_run_opts, options, .data_in = frame.data(),
+                    .data_size_in = static_cast<std::uint32_t>(frame.size()), .ctx_in = &context,
+                    .ctx_size_in = sizeof(context), .repeat = 1);
+        if (bpf_prog_test_run_opts(program, &options) != 0 ||
+            static_cast<int>(options.retval) != kPass)
+          wrong = true;
+      }
+      done = true;
+    });
+    std::uint64_t later = 0;
+    while (!done) {
+      ++later;
+      for (std::size_t at = 0; at < all.size(); at += 16) {
+        for (std::size_t i = at; i < at + 16; ++i) all[i].active_until.nanoseconds += later;
+        if (!gate.plane().learned().learn(gate.scope(), std::span(all).subspan(at, 16), {}))
+          wrong = true;
+      }
+    }
+    packets.join();
+    CHECK_FALSE(wrong.load());
+    std::size_t forgotten = 0, ends = 0;
+    for (const auto& one : all) {
+      sluice_learned_key key{};
+      key.scope = gate.scope();
+      std::memcpy(key.address, one.address.data(), 16);
+      sluice_learned value{};
+      REQUIRE(bpf_map_lookup_elem(learned.get(), &key, &value) == 0);
+      forgotten += value.last_seen == kLongAgo ? 1u : 0u;
+      ends += value.active_until == one.active_until.nanoseconds ? 1u : 0u;
+    }
+    CHECK(forgotten == 0);
+    CHECK(ends == all.size());
+  }
 }
 
 TEST_CASE("learned addresses: active, then grace for live connections only, then nothing") {

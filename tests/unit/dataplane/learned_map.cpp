@@ -10,6 +10,7 @@
 #include <random>
 #include <thread>
 
+#include "unit/dataplane/learn_program.hpp"
 #include "unit/dataplane/maps.hpp"
 
 using namespace sluice;
@@ -44,9 +45,12 @@ Fd learned_map(std::uint32_t entries) {
 
 struct Stage {
   Fd map, port_sets = array_map("test_port_sets", sizeof(sluice_port_set), 64);
+  Fd program;
   KernelLearnedMap learned;
-  explicit Stage(std::uint32_t entries = 65536)
-      : map(learned_map(entries)), learned(map.get(), port_sets.get(), 64) {
+  Stage(bool with_program, std::uint32_t entries)
+      : map(learned_map(entries)),
+        program(with_program ? learn_program(map.get()) : Fd{}),
+        learned(map.get(), port_sets.get(), 64, program.get()) {
     learned.open(1, "tap1");
     learned.open(2, "tap2");
   }
@@ -79,11 +83,19 @@ struct Stage {
     return found;
   }
 };
+// As it is from kernel 6.1, and before.
+struct ByProgram : Stage {
+  explicit ByProgram(std::uint32_t entries = 65536) : Stage(true, entries) {}
+};
+struct BySystemCalls : Stage {
+  explicit BySystemCalls(std::uint32_t entries = 65536) : Stage(false, entries) {}
+};
 
 }  // namespace
 
-TEST_CASE("one address, and many at once, are in the kernel when learn returns") {
-  Stage stage;
+TEST_CASE_TEMPLATE("one address, and many at once, are in the kernel when learn returns", T,
+                   ByProgram, BySystemCalls) {
+  T stage;
   const auto active = in(60), grace = in(90);
   const auto one = lasting(ip4(100, 1), active, grace);
   REQUIRE(stage.learned.learn(1, std::span(&one, 1), ports({"tcp/443"})));
@@ -99,8 +111,9 @@ TEST_CASE("one address, and many at once, are in the kernel when learn returns")
   CHECK_FALSE(stage.at(2, one.address));
 }
 
-TEST_CASE("an address learned again lives to the later end, for the ports of both") {
-  Stage stage;
+TEST_CASE_TEMPLATE("an address learned again lives to the later end, for the ports of both", T,
+                   ByProgram, BySystemCalls) {
+  T stage;
   const auto longer = lasting(ip4(100, 1), in(600), in(600));
   const auto shorter = lasting(ip4(100, 1), in(60), in(60));
   REQUIRE(stage.learned.learn(1, std::span(&longer, 1), ports({"tcp/443"})));
@@ -121,8 +134,9 @@ TEST_CASE("an address learned again lives to the later end, for the ports of bot
   CHECK(value.last_seen == 4711);
 }
 
-TEST_CASE("an answer that has ended does not bring its ports back") {
-  Stage stage;
+TEST_CASE_TEMPLATE("an answer that has ended does not bring its ports back", T, ByProgram,
+                   BySystemCalls) {
+  T stage;
   const auto past = lasting(ip4(100, 1), {1}, {2});
   REQUIRE(stage.learned.learn(1, std::span(&past, 1), ports({"tcp/22"})));
   const auto fresh = lasting(ip4(100, 1), in(60), in(60));
@@ -134,8 +148,9 @@ TEST_CASE("an answer that has ended does not bring its ports back") {
   CHECK(set.span[0].ports.first == 443);
 }
 
-TEST_CASE("replace narrows in place; an address that is not there stays away") {
-  Stage stage;
+TEST_CASE_TEMPLATE("replace narrows in place; an address that is not there stays away", T,
+                   ByProgram, BySystemCalls) {
+  T stage;
   const auto wide = lasting(ip4(100, 1), in(600), in(600));
   REQUIRE(stage.learned.learn(1, std::span(&wide, 1), {}));
   stage.packet_seen(1, wide.address, 4711);
@@ -153,8 +168,9 @@ TEST_CASE("replace narrows in place; an address that is not there stays away") {
   CHECK_FALSE(stage.at(1, strange.address));
 }
 
-TEST_CASE("a full map refuses the whole call, and what was there stays as it was") {
-  Stage stage(8);
+TEST_CASE_TEMPLATE("a full map refuses the whole call, and what was there stays as it was", T,
+                   ByProgram, BySystemCalls) {
+  T stage(8);
   std::vector<LearnedAddress> few;
   for (std::uint8_t i = 0; i < 4; ++i) few.push_back(lasting(ip4(100, i), in(60), in(60)));
   REQUIRE(stage.learned.learn(1, few, ports({"tcp/443"})));
@@ -179,8 +195,49 @@ TEST_CASE("a full map refuses the whole call, and what was there stays as it was
   CHECK(stage.at(1, ip4(100, 2))->active_until == many[0].active_until.nanoseconds);
 }
 
-TEST_CASE("a closed scope leaves nothing behind and takes nothing any more") {
-  Stage stage;
+TEST_CASE_TEMPLATE(
+    "an entry in its grace whose ports change takes new connections for the new ones only", T,
+    ByProgram, BySystemCalls) {
+  T stage;
+  const auto graceful = lasting(ip4(100, 1), {1}, in(60));
+  REQUIRE(stage.learned.learn(1, std::span(&graceful, 1), ports({"tcp/22"})));
+  stage.packet_seen(1, graceful.address, 4711);
+  const auto fresh = lasting(ip4(100, 1), in(600), in(600));
+  REQUIRE(stage.learned.learn(1, std::span(&fresh, 1), ports({"tcp/443"})));
+  auto value = stage.at(1, fresh.address).value();
+  CHECK(value.active_until == fresh.active_until.nanoseconds);
+  CHECK(value.last_seen == 4711);
+  CHECK(stage.learned.all(1)[0].ports == ports({"tcp/22", "tcp/443"}));
+  const auto longer = lasting(ip4(100, 1), in(900), in(900));
+  REQUIRE(stage.learned.learn(1, std::span(&longer, 1), ports({"tcp/443"})));
+  value = stage.at(1, fresh.address).value();
+  CHECK(value.active_until == longer.active_until.nanoseconds);
+  CHECK(value.last_seen == 4711);
+}
+
+TEST_CASE_TEMPLATE("an address given twice in one call adds up, and is undone to where it began", T,
+                   ByProgram, BySystemCalls) {
+  T stage(4);
+  const auto brief = lasting(ip4(100, 1), in(60), in(60));
+  const auto longer = lasting(ip4(100, 1), in(600), in(600));
+  const LearnedAddress twice[] = {brief, longer, brief};
+  REQUIRE(stage.learned.learn(1, twice, {}));
+  CHECK(stage.at(1, brief.address)->active_until == longer.active_until.nanoseconds);
+  stage.packet_seen(1, brief.address, 4711);
+  std::vector<LearnedAddress> many;  // new ones twice as well, then more than there is room for
+  for (std::uint8_t i = 1; i < 40; ++i) {
+    many.push_back(lasting(ip4(100, i), in(900), in(900)));
+    many.push_back(lasting(ip4(100, i), in(1000), in(1000)));
+  }
+  CHECK(stage.learned.learn(1, many, {}).error().code == E2BIG);
+  CHECK(stage.all().size() == 1);
+  CHECK(stage.at(1, brief.address)->active_until == longer.active_until.nanoseconds);
+  CHECK(stage.at(1, brief.address)->last_seen == 4711);
+}
+
+TEST_CASE_TEMPLATE("a closed scope leaves nothing behind and takes nothing any more", T, ByProgram,
+                   BySystemCalls) {
+  T stage;
   const auto address = lasting(ip4(100, 1), in(60), in(60));
   REQUIRE(stage.learned.learn(1, std::span(&address, 1), {}));
   REQUIRE(stage.learned.learn(2, std::span(&address, 1), {}));
@@ -193,8 +250,9 @@ TEST_CASE("a closed scope leaves nothing behind and takes nothing any more") {
   CHECK_FALSE(stage.at(1, address.address));
 }
 
-TEST_CASE("revoke takes out what is there and does not mind what is not") {
-  Stage stage;
+TEST_CASE_TEMPLATE("revoke takes out what is there and does not mind what is not", T, ByProgram,
+                   BySystemCalls) {
+  T stage;
   std::vector<LearnedAddress> many;
   std::vector<Address> odd;
   for (std::uint8_t i = 0; i < 100; ++i) {
@@ -214,8 +272,9 @@ TEST_CASE("revoke takes out what is there and does not mind what is not") {
   for (const auto& [at, value] : left) CHECK(at.second[15] % 2 == 0);
 }
 
-TEST_CASE("what has ended is swept, wherever it stands among many") {
-  Stage stage;
+TEST_CASE_TEMPLATE("what has ended is swept, wherever it stands among many", T, ByProgram,
+                   BySystemCalls) {
+  T stage;
   std::vector<LearnedAddress> many;
   for (std::uint32_t i = 0; i < 10000; ++i) {
     const auto address =
@@ -229,8 +288,10 @@ TEST_CASE("what has ended is swept, wherever it stands among many") {
   CHECK(stage.all().empty());
 }
 
-TEST_CASE("the next daemon knows what the one before learned, and clears what has no attachment") {
-  Stage stage;
+TEST_CASE_TEMPLATE(
+    "the next daemon knows what the one before learned, and clears what has no attachment", T,
+    ByProgram, BySystemCalls) {
+  T stage;
   auto here = lasting(ip4(100, 1), in(600), in(600));
   here.owner = 4711;
   const auto gone = lasting(ip4(100, 2), in(600), in(600));
@@ -256,8 +317,9 @@ TEST_CASE("the next daemon knows what the one before learned, and clears what ha
 }
 
 // Each thread has addresses of its own in scopes that all share, and keeps a model of them.
-TEST_CASE("many threads at once: afterwards the kernel has what each of them was told") {
-  Stage stage;
+TEST_CASE_TEMPLATE("many threads at once: afterwards the kernel has what each of them was told", T,
+                   ByProgram, BySystemCalls) {
+  T stage;
   constexpr std::uint32_t kThreads = 4, kScopes = 6;
   for (std::uint32_t scope = 3; scope <= kScopes; ++scope) stage.learned.open(scope, "tap");
   using Model = std::map<std::pair<std::uint32_t, Address>, std::uint64_t>;
@@ -316,8 +378,9 @@ TEST_CASE("many threads at once: afterwards the kernel has what each of them was
   }
 }
 
-TEST_CASE("the programs are told which addresses are worth looking up") {
-  Stage stage;
+TEST_CASE_TEMPLATE("the programs are told which addresses are worth looking up", T, ByProgram,
+                   BySystemCalls) {
+  T stage;
   std::array<__u64, SLUICE_LEARNED_BITS / 64> hints{};
   stage.learned.open(3, "tap3", hints.data());
   const auto hinted = [&](const Address& address) {
