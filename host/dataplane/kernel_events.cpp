@@ -128,18 +128,22 @@ void KernelDataPlane::audit(const DataPlaneEvents& events) {
   for (const auto& [index, reason] : gone) target_gone(index, reason, events);
 }
 
-// Heap space that no word refers to may still be read by a program that began before the flip.
+// Heap space that no word refers to may still be read by a program that began before the flip, and
+// a port list by one that began before its last address was taken out.
 // MEMBARRIER_CMD_GLOBAL waits for an RCU grace period, which no such program outlives.
 void KernelDataPlane::start_grace_period() {
   if (grace_running_) return;
   auto retired = policies_.take_retired();
-  if (retired.empty()) return;
+  auto idle = learned_.idle_port_sets();
+  if (retired.empty() && idle.empty()) return;
   grace_running_ = true;
-  background_.run([this, retired = std::move(retired)]() -> Background::Completion {
+  background_.run([this, retired = std::move(retired),
+                   idle = std::move(idle)]() -> Background::Completion {
     if (syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) != 0)
       sleep(1);  // nohz_full kernels refuse it
-    return [this, retired] {
+    return [this, retired, idle] {
       policies_.reclaim(retired);
+      learned_.reclaim_port_sets(idle);
       grace_running_ = false;
     };
   });

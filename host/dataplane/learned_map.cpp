@@ -42,6 +42,9 @@ std::unexpected<Error> no_scope(std::uint32_t scope) {
 // What one call is about to write. What is kept in memory is changed as it is
 // put together, so that an address given twice adds up; back() undoes that.
 struct KernelLearnedMap::Writes {
+  explicit Writes(PortSetTable& sets) : port_sets(sets) {}
+
+  PortSetTable& port_sets;
   std::vector<sluice_learned_key> keys;
   std::vector<sluice_learned> values;
   struct Before {
@@ -62,7 +65,11 @@ struct KernelLearnedMap::Writes {
     keys.push_back(key);
     values.push_back(value);
     before.push_back({&known, known, in_kernel});
+    port_sets.hold(value.port_set);
     known = {value.active_until, value.grace_until, value.port_set, value.owner};
+  }
+  void commit() {
+    for (const auto& was : before) port_sets.release(was.was.port_set);
   }
   // `done`: how many are in the kernel. An errno, or 0.
   [[nodiscard]] int write_by_map(int map, std::size_t& done) const {
@@ -96,6 +103,7 @@ struct KernelLearnedMap::Writes {
     for (auto i = keys.size(); i-- > 0;) {
       const auto& [known, was, in_kernel, kept] = before[i];
       *known = was;
+      const PortSetTable::Use last(port_sets, values[i].port_set);
       if (i >= written) continue;
       if (kept) {
         sluice_learn_batch batch{};
@@ -143,13 +151,13 @@ Status KernelLearnedMap::learn(std::uint32_t number, std::span<const LearnedAddr
                                std::span<const PortRange> ports) {
   const auto scope = find(number);
   if (!scope) return no_scope(number);
-  const auto port_set = port_sets_.index_of(ports);
+  const auto port_set = port_sets_.use(ports);
   if (!port_set) return std::unexpected(port_set.error());
 
   const std::lock_guard lock(scope->mutex);
   if (scope->closed) return no_scope(number);
   const auto now = boot_now().nanoseconds;
-  Writes writes;
+  Writes writes(port_sets_);
   writes.reserve(addresses.size());
   for (const auto& learned : addresses) {
     // Known before it is written, so that whatever happens, close() finds it.
@@ -159,20 +167,21 @@ Status KernelLearnedMap::learn(std::uint32_t number, std::span<const LearnedAddr
     sluice_learned value{};
     value.active_until = learned.active_until.nanoseconds;
     value.grace_until = learned.grace_until.nanoseconds;
-    value.port_set = *port_set;
+    value.port_set = port_set->index();
     value.owner = learned.owner;
+    std::optional<PortSetTable::Use> both;
     std::optional<sluice_learned> in_kernel;
     const auto key = key_of(number, learned.address);
     if (lives) {
       value.active_until = std::max<std::uint64_t>(value.active_until, known.active_until);
       value.grace_until = std::max<std::uint64_t>(value.grace_until, known.grace_until);
-      if (known.port_set != *port_set) {
-        const auto both = port_sets_.united(known.port_set, ports);
-        if (!both) {
+      if (known.port_set != port_set->index()) {
+        auto united = port_sets_.united(known.port_set, ports);
+        if (!united) {
           writes.back(map_, program_, 0);
-          return std::unexpected(both.error());
+          return std::unexpected(united.error());
         }
-        value.port_set = *both;
+        value.port_set = both.emplace(std::move(*united)).index();
       }
       if (known == Known{value.active_until, value.grace_until, value.port_set, value.owner})
         continue;
@@ -191,7 +200,7 @@ Status KernelLearnedMap::replace(std::uint32_t number, const LearnedAddress& add
                                  std::span<const PortRange> ports) {
   const auto scope = find(number);
   if (!scope) return no_scope(number);
-  const auto port_set = port_sets_.index_of(ports);
+  const auto port_set = port_sets_.use(ports);
   if (!port_set) return std::unexpected(port_set.error());
 
   const std::lock_guard lock(scope->mutex);
@@ -206,9 +215,9 @@ Status KernelLearnedMap::replace(std::uint32_t number, const LearnedAddress& add
   const auto before = value;
   value.active_until = address.active_until.nanoseconds;
   value.grace_until = address.grace_until.nanoseconds;
-  value.port_set = *port_set;
+  value.port_set = port_set->index();
   value.owner = address.owner;
-  Writes writes;
+  Writes writes(port_sets_);
   writes.add(key, value, found->second, before);
   return write(*scope, writes);
 }
@@ -222,7 +231,10 @@ Status KernelLearnedMap::write(Scope& scope, Writes& writes) {
   std::size_t done = 0;
   const int error =
       by_map ? writes.write_by_map(map_, done) : writes.write_by_program(program_, done);
-  if (error == 0) return {};
+  if (error == 0) {
+    writes.commit();
+    return {};
+  }
   writes.back(map_, program_, done);
   return fail_with(error, "{}: cannot write a learned address: {}{}", scope.name, strerror(error),
                    error == E2BIG ? "; raise host.max_learned" : "");
@@ -242,6 +254,14 @@ void KernelLearnedMap::remove(std::uint32_t number, std::span<const Address> add
   }
 }
 
+// With the scope's lock held, once it is out of the kernel.
+void KernelLearnedMap::forget(Scope& scope, const Address& address) {
+  const auto found = scope.known.find(address);
+  if (found == scope.known.end()) return;
+  port_sets_.release(found->second.port_set);
+  scope.known.erase(found);
+}
+
 Status KernelLearnedMap::revoke(std::uint32_t number, std::span<const Address> addresses) {
   const auto scope = find(number);
   if (!scope) return no_scope(number);
@@ -253,7 +273,7 @@ Status KernelLearnedMap::revoke(std::uint32_t number, std::span<const Address> a
     if (scope->known.contains(address)) known.push_back(address);
   }
   remove(number, known);
-  for (const auto& address : known) scope->known.erase(address);
+  for (const auto& address : known) forget(*scope, address);
   return {};
 }
 
@@ -298,7 +318,7 @@ void KernelLearnedMap::close(std::uint32_t number) {
   all.reserve(scope->known.size());
   for (const auto& [address, known] : scope->known) all.push_back(address);
   remove(number, all);
-  scope->known.clear();
+  for (const auto& address : all) forget(*scope, address);
 }
 
 void KernelLearnedMap::adopt() {
@@ -315,6 +335,7 @@ void KernelLearnedMap::adopt() {
       std::memcpy(address.data(), key.address, sizeof(key.address));
       const std::lock_guard lock(scope->mutex);
       scope->known[address] = {value.active_until, value.grace_until, value.port_set, value.owner};
+      port_sets_.hold(value.port_set);
       hint(scope->hints, key.address);
     }
   }
@@ -340,7 +361,7 @@ void KernelLearnedMap::sweep(BootTime now) {
         }
       }
       remove(number, ended);
-      for (const auto& address : ended) scope->known.erase(address);
+      for (const auto& address : ended) forget(*scope, address);
       any_ended = any_ended || !ended.empty();
     }
     const std::lock_guard lock(scope->mutex);

@@ -48,10 +48,13 @@ class KernelLearnedMap final : public LearnedMap {
   void adopt();
   // Removes what has ended. The programs stopped honouring it by themselves.
   void sweep(BootTime now);
+  // Port lists that no address has any more, see PortSetTable.
+  [[nodiscard]] std::vector<PortSetTable::Idle> idle_port_sets() { return port_sets_.idle(); }
+  void reclaim_port_sets(const std::vector<PortSetTable::Idle>& sets) { port_sets_.reclaim(sets); }
 
  private:
   // Of an address that may be in the kernel; never less than what is there. Both times in the past:
-  // it may be there, and opens nothing.
+  // it may be there, and opens nothing. Its port set is held.
   struct Known {
     std::uint64_t active_until = 0, grace_until = 0;
     std::uint32_t port_set = 0, owner = 0;
@@ -72,6 +75,7 @@ class KernelLearnedMap final : public LearnedMap {
   [[nodiscard]] std::shared_ptr<Scope> find(std::uint32_t number) const;
   [[nodiscard]] Status write(Scope& scope, Writes& writes);
   void remove(std::uint32_t number, std::span<const Address> addresses);
+  void forget(Scope& scope, const Address& address);
   static void forget_hints(Scope& scope);
 
   const int map_, program_;

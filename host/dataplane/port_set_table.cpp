@@ -26,39 +26,52 @@ bool PortSetTable::Less::operator()(std::span<const PortRange> one,
   return std::ranges::lexicographical_compare(one, other);
 }
 
-PortSetTable::PortSetTable(int map, std::uint32_t entries) : map_(map), entries_(entries) {
-  sets_.emplace_back();  // index 0
+PortSetTable::PortSetTable(int map, std::uint32_t entries)
+    : map_(map), entries_(entries), places_(std::make_unique<Place[]>(entries)) {
+  places_[0].ports.emplace();
   // Sets of an earlier daemon are in use by the addresses it learned.
   for (std::uint32_t index = 1; index < entries_; ++index) {
     sluice_port_set set{};
-    if (bpf_map_lookup_elem(map_, &index, &set) != 0 || set.spans == 0) break;
+    if (bpf_map_lookup_elem(map_, &index, &set) != 0 || set.spans == 0) continue;
     std::vector<PortRange> ports;
     for (std::uint32_t i = 0; i < std::min<std::uint32_t>(set.spans, SLUICE_PORT_SET_SPANS); ++i)
       ports.push_back({set.span[i].protocol, set.span[i].any_port != 0, set.span[i].ports.first,
                        set.span[i].ports.last});
     known_[ports] = index;
-    sets_.push_back(std::move(ports));
+    places_[index].ports = std::move(ports);
+    ++taken_;
   }
 }
 
-Result<std::uint32_t> PortSetTable::index_of(std::span<const PortRange> ports) {
-  if (ports.empty()) return 0u;
+// With the lock held, shared or not: so it is not reclaimed at this moment.
+PortSetTable::Use PortSetTable::give_out(std::uint32_t index) {
+  if (index != 0) {
+    places_[index].uses++;
+    places_[index].holds++;
+  }
+  return {*this, index};
+}
+
+Result<PortSetTable::Use> PortSetTable::use(std::span<const PortRange> ports) {
+  if (ports.empty()) return give_out(0);
   {
     // The usual caller asks for the list of a rule again and again, as it was before.
     const std::shared_lock lock(mutex_);
-    if (const auto known = known_.find(ports); known != known_.end()) return known->second;
+    if (const auto known = known_.find(ports); known != known_.end())
+      return give_out(known->second);
   }
   return add(normal_form(ports));
 }
 
-Result<std::uint32_t> PortSetTable::add(std::vector<PortRange> sorted) {
+Result<PortSetTable::Use> PortSetTable::add(std::vector<PortRange> sorted) {
   const std::lock_guard lock(mutex_);
-  if (const auto known = known_.find(sorted); known != known_.end()) return known->second;
+  if (const auto known = known_.find(sorted); known != known_.end()) return give_out(known->second);
   if (sorted.size() > SLUICE_PORT_SET_SPANS)
     return fail_with(E2BIG,
                      "{} port ranges on one learned address; at most {} are possible, merge some",
                      sorted.size(), SLUICE_PORT_SET_SPANS);
-  const auto index = static_cast<std::uint32_t>(sets_.size());
+  std::uint32_t index = 1;
+  while (index < entries_ && (places_[index].ports || places_[index].holds != 0)) ++index;
   if (index >= entries_)
     return fail_with(ENOSPC,
                      "{} distinct port lists on domain rules are in use, the most there can be",
@@ -73,25 +86,58 @@ Result<std::uint32_t> PortSetTable::add(std::vector<PortRange> sorted) {
   if (bpf_map_update_elem(map_, &index, &set, BPF_ANY) != 0)
     return fail_with(errno, "cannot write a port list: {}", strerror(errno));
   known_[sorted] = index;
-  sets_.push_back(std::move(sorted));
-  return index;
+  places_[index].ports = std::move(sorted);
+  ++taken_;
+  return give_out(index);
 }
 
-Result<std::uint32_t> PortSetTable::united(std::uint32_t index, std::span<const PortRange> ports) {
-  if (index == 0 || ports.empty()) return 0u;
-  std::vector<PortRange> all;
-  {
-    const std::shared_lock lock(mutex_);
-    if (index < sets_.size()) all = sets_[index];
-  }
+Result<PortSetTable::Use> PortSetTable::united(std::uint32_t index,
+                                               std::span<const PortRange> ports) {
+  if (index == 0 || ports.empty()) return give_out(0);
+  auto all = ports_of(index).value_or(std::vector<PortRange>{});
   all.insert(all.end(), ports.begin(), ports.end());
-  return index_of(all);
+  return use(all);
+}
+
+void PortSetTable::hold(std::uint32_t index) {
+  if (index != 0 && index < entries_) places_[index].holds++;
+}
+
+void PortSetTable::release(std::uint32_t index) {
+  if (index != 0 && index < entries_) places_[index].holds--;
 }
 
 std::optional<std::vector<PortRange>> PortSetTable::ports_of(std::uint32_t index) {
   const std::shared_lock lock(mutex_);
-  if (index >= sets_.size()) return std::nullopt;
-  return sets_[index];
+  if (index >= entries_) return std::nullopt;
+  return places_[index].ports;
+}
+
+std::vector<PortSetTable::Idle> PortSetTable::idle() {
+  std::vector<Idle> found;
+  const std::lock_guard lock(mutex_);  // nobody is given one between the two looks at a place
+  if (taken_ <= entries_ / 2) return found;
+  for (std::uint32_t index = 1; index < entries_; ++index) {
+    const Place& place = places_[index];
+    if (place.ports && place.holds == 0) found.push_back({index, place.uses});
+  }
+  return found;
+}
+
+void PortSetTable::reclaim(const std::vector<Idle>& sets) {
+  const std::lock_guard lock(mutex_);
+  for (const auto& [index, uses] : sets) {
+    Place& place = places_[index];
+    if (!place.ports || place.holds != 0 || place.uses != uses) continue;
+    // Of no span, for the next daemon: it matches nothing.
+    const sluice_port_set none{};
+    if (bpf_map_update_elem(map_, &index, &none, BPF_ANY) != 0) continue;
+    if (const auto known = known_.find(*place.ports);
+        known != known_.end() && known->second == index)
+      known_.erase(known);
+    place.ports.reset();
+    --taken_;
+  }
 }
 
 }  // namespace sluice

@@ -392,6 +392,39 @@ TEST_CASE("packets that note a live connection, while the ends of its address ar
   }
 }
 
+TEST_CASE("more port lists over time than their table has places, and none opens another's ports") {
+  Gate gate;
+  gate.publish({});
+  const std::string lasts4 = "203.0.113.7", lasts6 = "2001:db8:7::7", now4 = "203.0.113.8",
+                    now6 = "2001:db8:7::8";
+  for (const auto& to : {lasts4, lasts6}) gate.learn(to, from_now(600), from_now(600), {"tcp/7"});
+  for (std::uint16_t port = 1000; port < 4000; ++port) {
+    CAPTURE(port);
+    const std::vector<PortRange> list{{6, false, port, port}};
+    const std::array addresses{LearnedAddress{mapped(now4), from_now(600), from_now(600)},
+                               LearnedAddress{mapped(now6), from_now(600), from_now(600)}};
+    auto learned = gate.plane().learned().learn(gate.scope(), addresses, list);
+    // The grace period is the kernel's; a daemon's resolver asks again as well.
+    for (int i = 0; i < 1000 && !learned && learned.error().code == ENOSPC; ++i) {
+      gate.plane().poll({});
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      learned = gate.plane().learned().learn(gate.scope(), addresses, list);
+    }
+    REQUIRE(learned);
+    for (const auto& to : {now4, now6}) {
+      CHECK(gate.from(syn(to, port)).verdict == kPass);
+      CHECK(gate.from(syn(to, port - 1)).verdict == kDrop);
+      CHECK(gate.from(syn(to, 7)).verdict == kDrop);
+    }
+    for (const auto& to : {lasts4, lasts6}) {
+      CHECK(gate.from(syn(to, 7)).verdict == kPass);
+      CHECK(gate.from(syn(to, port)).verdict == kDrop);
+    }
+    REQUIRE(gate.plane().learned().revoke(gate.scope(), std::array{mapped(now4), mapped(now6)}));
+    if (port % 64 == 0) gate.plane().poll({});
+  }
+}
+
 TEST_CASE("learned addresses: active, then grace for live connections only, then nothing") {
   Gate gate;
   gate.publish({});

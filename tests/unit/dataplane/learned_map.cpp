@@ -235,6 +235,45 @@ TEST_CASE_TEMPLATE("an address given twice in one call adds up, and is undone to
   CHECK(stage.at(1, brief.address)->last_seen == 4711);
 }
 
+TEST_CASE_TEMPLATE("a port list goes when its last address has gone, however that goes", T,
+                   ByProgram, BySystemCalls) {
+  T stage;  // 63 places
+  const auto stays = lasting(ip4(1, 1), in(600), in(600));
+  REQUIRE(stage.learned.learn(1, std::span(&stays, 1), ports({"udp/53"})));
+  const auto kept = stage.at(1, stays.address)->port_set;
+  for (std::uint16_t port = 1; port < 1000; ++port) {
+    CAPTURE(port);
+    const std::vector<PortRange> list{{6, false, port, port}}, other{{17, false, port, port}};
+    const auto scope = 10u + port;
+    stage.learned.open(scope, "tap");
+    const LearnedAddress some[] = {lasting(ip4(2, 1), in(60), in(60)),
+                                   lasting(ip4(2, 2), in(60), in(60))};
+    REQUIRE(stage.learned.learn(scope, some, list));
+    REQUIRE(stage.learned.learn(scope, std::span(some).first(1), other));  // the ports of both
+    stage.learned.reclaim_port_sets(stage.learned.idle_port_sets());
+    sluice_port_set set{};
+    auto index = stage.at(scope, ip4(2, 2))->port_set;
+    REQUIRE(bpf_map_lookup_elem(stage.port_sets.get(), &index, &set) == 0);
+    CHECK(set.spans == 1);
+    CHECK(set.span[0].ports.first == port);
+    index = stage.at(scope, ip4(2, 1))->port_set;
+    REQUIRE(bpf_map_lookup_elem(stage.port_sets.get(), &index, &set) == 0);
+    CHECK(set.spans == 2);
+    if (port % 4 == 0) {
+      stage.learned.close(scope);
+    } else if (port % 4 == 1) {
+      REQUIRE(stage.learned.revoke(scope, std::array{ip4(2, 1), ip4(2, 2)}));
+    } else if (port % 4 == 2) {
+      for (const auto& one : some) REQUIRE(stage.learned.replace(scope, one, {}));
+    } else {
+      stage.learned.sweep(in(61));
+    }
+    CHECK(stage.at(1, stays.address)->port_set == kept);
+    stage.learned.reclaim_port_sets(stage.learned.idle_port_sets());
+  }
+  CHECK(stage.learned.all(1)[0].ports == ports({"udp/53"}));
+}
+
 TEST_CASE_TEMPLATE("a closed scope leaves nothing behind and takes nothing any more", T, ByProgram,
                    BySystemCalls) {
   T stage;
