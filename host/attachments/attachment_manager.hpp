@@ -185,6 +185,8 @@ class AttachmentManager final : public Core {
   void tell_policy(const Change& change, const std::string& speaker);
   void warn_unwired(const Attachment& attachment);
   void warn_unresolved(const Attachment& attachment);
+  static void warn_unredirectable(const Attachment& attachment, const std::string* resolver,
+                                  const std::string& domain);
 
   // manager_policy.cpp
   [[nodiscard]] Result<Applied> change_layer(const std::string& instance, AttachmentId id,

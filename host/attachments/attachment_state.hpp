@@ -63,6 +63,7 @@ struct AttachmentManager::Attachment {
   std::optional<std::uint32_t> resolver;  // where its port 53 goes
   std::uint32_t asker_mark = 0;
   bool redirectable = false;
+  mutable bool told_unredirectable = false;  // to the log, once
   ImagePtr image;  // null: the policy it was found with
   std::array<std::uint64_t, 2> digest{};
 

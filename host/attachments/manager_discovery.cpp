@@ -25,6 +25,24 @@ void AttachmentManager::warn_unwired(const Attachment& attachment) {
   }
 }
 
+// The resolver is there, but no question of this one comes to it.
+void AttachmentManager::warn_unredirectable(const Attachment& attachment,
+                                            const std::string* resolver,
+                                            const std::string& domain) {
+  if (resolver == nullptr || attachment.redirectable ||
+      std::exchange(attachment.told_unredirectable, true))
+    return;
+  const auto* interface = std::get_if<InterfaceTarget>(&attachment.target);
+  const bool elsewhere = interface != nullptr && !interface->netns_path.empty();
+  spdlog::warn(
+      "{}: its policy allows names ({}), but its port 53 cannot be taken to {}, since {}; so its "
+      "questions are judged as any other packet, and names open nothing; attach the host's end of "
+      "the workload's own link (a tap or veth) instead, or allow networks",
+      target_name(attachment.target), domain, *resolver,
+      elsewhere ? "the interface is in another network namespace"
+                : "the workload's packets go out by it (side = \"egress\")");
+}
+
 // Domain rules that nobody resolves allow nothing: that is not what whoever wrote them expects.
 void AttachmentManager::warn_unresolved(const Attachment& attachment) {
   const auto& rules = attachment.domains->rules;
@@ -34,7 +52,11 @@ void AttachmentManager::warn_unresolved(const Attachment& attachment) {
     const auto found = instances_.find(source);
     return found != instances_.end() && found->second.roles.resolver;
   });
-  if (resolved || !warned_unresolved_.insert(attachment.wire).second) return;
+  if (resolved) {
+    warn_unredirectable(attachment, resolver_of(attachment.wire), allow->domain);
+    return;
+  }
+  if (!warned_unresolved_.insert(attachment.wire).second) return;
   spdlog::warn(
       "{}: its policy allows names ({}), but its [[wire]] names no resolver, so they open nothing; "
       "add a [plugin.dns] and name it in the wire's sources (said once for this wire)",

@@ -39,8 +39,8 @@ std::unexpected<Error> no_scope(std::uint32_t scope) {
 
 }  // namespace
 
-// What one call is about to write. What is kept in memory is changed as it is
-// put together, so that an address given twice adds up; back() undoes that.
+// What one call is about to write. What is kept in memory is changed as it is put together, so that
+// an address given twice adds up; back() undoes that.
 struct KernelLearnedMap::Writes {
   explicit Writes(PortSetTable& sets) : port_sets(sets) {}
 
@@ -97,8 +97,7 @@ struct KernelLearnedMap::Writes {
     }
     return 0;
   }
-  // `written` of them are in the kernel. Backwards: an address given twice ends
-  // as it began.
+  // `written` of them are in the kernel. Backwards: an address given twice ends as it began.
   void back(int map, int program, std::size_t written) {
     for (auto i = keys.size(); i-- > 0;) {
       const auto& [known, was, in_kernel, kept] = before[i];

@@ -121,7 +121,8 @@ Result<KernelAttachment> FakeDataPlane::bring_up(FakeKernel::Slot* existing, Ker
       kernel_->learned[fresh.scope];
     }
     fresh.asker_mark = kernel_->next_asker_mark++;
-    fresh.redirectable = !fresh.interface || fresh.interface->side != Side::workload_egress;
+    fresh.redirectable = !fresh.interface || (fresh.interface->side != Side::workload_egress &&
+                                              fresh.interface->netns_path.empty());
     free->live = true;
     free->attachment = std::move(fresh);
     existing = &*free;

@@ -2,6 +2,10 @@
 // whose question it is.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
+#include <spdlog/sinks/ostream_sink.h>
+#include <spdlog/spdlog.h>
+
+#include <sstream>
 
 #include "attachments/attachment_manager.hpp"
 #include "stage.hpp"
@@ -72,6 +76,39 @@ TEST_CASE("a wire without a resolver is not redirected; taken out of the wire, n
   CHECK(stage.in_kernel(id).options.redirect_dns);
   REQUIRE(stage.manager.rewire(Wiring(config_of({wire({"static"})}))));
   CHECK_FALSE(stage.in_kernel(id).options.redirect_dns);
+}
+
+TEST_CASE("names for a target whose questions cannot be taken: said once, with cause and cure") {
+  std::ostringstream text;
+  const auto before = spdlog::default_logger();
+  spdlog::set_default_logger(std::make_shared<spdlog::logger>(
+      "test", std::make_shared<spdlog::sinks::ostream_sink_mt>(text)));
+  const auto said = [&] { return std::exchange(text, std::ostringstream()).str(); };
+  {
+    Redirection stage;
+    InterfaceTarget outward{.name = "mvtap1", .ifindex = 8, .side = Side::workload_egress};
+    InterfaceTarget inside{.name = "eth0", .ifindex = 2, .netns_cookie = 77};
+    inside.netns_path = "/run/netns/guest";
+    const auto names = only({allow_name("pypi.org")});
+    const auto id = stage.attach(outward);
+    REQUIRE(stage.manager.replace_layer("static", id, allowlist({allow("192.0.2.0/24")})));
+    CHECK(said().empty());
+    REQUIRE(stage.manager.replace_layer("static", id, names));
+    const auto once = said();
+    for (const char* part : {"mvtap1", "pypi.org", "dns", "side = \"egress\"", "instead"})
+      CHECK(once.find(part) != std::string::npos);
+    REQUIRE(stage.manager.replace_layer("static", id, only({allow_name(".debian.org")})));
+    CHECK(said().empty());
+    const auto other = stage.attach(inside);
+    REQUIRE(stage.manager.replace_layer("static", other, names));
+    const auto second = said();
+    CHECK(second.find("eth0") != std::string::npos);
+    CHECK(second.find("another network namespace") != std::string::npos);
+    const auto usual = stage.attach(tap("tap1", 7));
+    REQUIRE(stage.manager.replace_layer("static", usual, names));
+    CHECK(said().empty());
+  }
+  spdlog::set_default_logger(before);
 }
 
 TEST_CASE("the host's routes go with the last resolver of the configuration, and not before") {
