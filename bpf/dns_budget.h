@@ -35,7 +35,9 @@ static __always_inline int sluice_take_dns_token(__u32 index) {
   const struct sluice_settings* host = bpf_map_lookup_elem(&settings, &zero);
   struct sluice_dns_budget* budget = bpf_map_lookup_elem(&dns_budgets, &index);
   if (!host || !budget || !host->dns_packets_per_second) return 0;
-  __u64 now = sluice_now_roughly(), elapsed = now - budget->refilled;
+  /* The clock itself: by the one that stands still for a tick, all of a tick's tokens would be
+   * there at once, and a flood would come as a burst every 17 ms. */
+  __u64 now = sluice_now(), elapsed = now - budget->refilled;
   if (elapsed > 64 * SLUICE_SECOND) {
     budget->tokens = host->dns_burst;
     budget->refilled = now;
