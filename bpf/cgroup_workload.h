@@ -67,7 +67,7 @@ static __always_inline int sluice_judge_call(struct bpf_sock_addr* context,
   __u32 reason;
   if (sluice_is_query(word, facts) && sluice_is_own_netns(bpf_get_netns_cookie(context))) {
     /* A stub resolver on the host's loopback too: it would ask for everybody. */
-    reason = sluice_redirect_call(context, slot, facts, is_ip6);
+    reason = sluice_redirect_call(context, slot, index, facts, is_ip6);
   } else {
     if (sluice_is_loopback_address(facts->destination) &&
         sluice_may_loop(word, bpf_get_netns_cookie(context)))

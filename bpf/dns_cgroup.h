@@ -37,7 +37,7 @@ static __always_inline __u8 sluice_resolver_host(const __u8* address) {
 /* Notes that `server` is asked by `sk`; N of the resolver's address to ask instead, or 0. */
 static __always_inline __u8 sluice_lead_to_resolver(struct bpf_sock* sk,
                                                     const struct sluice_resolver* served,
-                                                    __u32 kind, __u64 spread, const __u8* server) {
+                                                    __u32 kind, __u32 index, const __u8* server) {
   __u32 workers = kind < SLUICE_SOCKET_KINDS ? served->workers[kind] : 0;
   if (workers == 0 || workers > SLUICE_RESOLVER_WORKERS) return 0;
   struct sluice_asked* asked = bpf_sk_storage_get(&dns_asked, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
@@ -51,7 +51,7 @@ static __always_inline __u8 sluice_lead_to_resolver(struct bpf_sock* sk,
   }
   if (place == SLUICE_ASKED_SERVERS) place = oldest;
   if (place >= SLUICE_ASKED_SERVERS) return 0;
-  __u32 worker = (__u32)(spread + place) % workers;
+  __u32 worker = (index + place) % workers;
   /* The compiler knows that it is in bounds and would leave the check out; the verifier does not.
    */
   barrier_var(worker);
@@ -78,7 +78,7 @@ static __always_inline const __u8* sluice_asked_server(struct bpf_sock* sk, __u8
 
 /* A call that asks a server: rewrites its address. ALLOW_DNS or the reason to refuse. */
 static __always_inline __u32 sluice_redirect_call(struct bpf_sock_addr* context,
-                                                  const struct sluice_slot* slot,
+                                                  const struct sluice_slot* slot, __u32 index,
                                                   const struct sluice_facts* facts, int is_ip6) {
   __u32 resolver = slot->resolver;
   const struct sluice_resolver* served = bpf_map_lookup_elem(&dns_resolvers, &resolver);
@@ -91,8 +91,7 @@ static __always_inline __u32 sluice_redirect_call(struct bpf_sock_addr* context,
   __u32 kind = facts->protocol == SLUICE_IPPROTO_TCP
                    ? (facts->family == 4 ? SLUICE_SOCKET_TCP4 : SLUICE_SOCKET_TCP6)
                    : (facts->family == 4 ? SLUICE_SOCKET_UDP4 : SLUICE_SOCKET_UDP6);
-  __u8 host =
-      sluice_lead_to_resolver(sk, served, kind, bpf_get_socket_cookie(context), facts->destination);
+  __u8 host = sluice_lead_to_resolver(sk, served, kind, index, facts->destination);
   if (!host) return SLUICE_REASON_DENY_DNS_UNSERVED;
   if (!is_ip6) {
     context->user_ip4 = bpf_htonl(SLUICE_RESOLVER_NET4 | host);

@@ -87,12 +87,12 @@ static __always_inline int sluice_end_hops(struct __sk_buff* skb, __u32 net, __u
 }
 
 static __always_inline struct bpf_sock* sluice_resolver_socket(__u32 resolver, __u32 kind,
-                                                               __u32 hash) {
+                                                               __u32 spread) {
   const struct sluice_resolver* served = bpf_map_lookup_elem(&dns_resolvers, &resolver);
   if (!served || kind >= SLUICE_SOCKET_KINDS) return 0;
   __u32 workers = served->workers[kind];
   if (workers == 0 || workers > SLUICE_RESOLVER_WORKERS) return 0;
-  __u32 at = sluice_socket_at(resolver, kind, hash % workers);
+  __u32 at = sluice_socket_at(resolver, kind, spread % workers);
   return bpf_map_lookup_elem(&dns_sockets, &at);
 }
 
@@ -241,9 +241,10 @@ __noinline int sluice_redirect_query(struct __sk_buff* skb, struct sluice_slot* 
   if (facts->protocol == SLUICE_IPPROTO_TCP) {
     reason = sluice_assign_stream(skb, resolver, slot->asker_mark, facts, &way);
   } else {
+    /* All of an attachment's questions to one socket: what it sends too much of waits there, and
+     * not before its neighbours'. */
     struct bpf_sock* sk = sluice_resolver_socket(
-        resolver, facts->family == 4 ? SLUICE_SOCKET_UDP4 : SLUICE_SOCKET_UDP6,
-        bpf_get_hash_recalc(skb));
+        resolver, facts->family == 4 ? SLUICE_SOCKET_UDP4 : SLUICE_SOCKET_UDP6, index);
     if (!sk) return unserved;
     reason = sluice_assign(skb, sk);
     bpf_sk_release(sk);

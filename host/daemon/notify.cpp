@@ -2,6 +2,7 @@
 
 #include <spdlog/fmt/fmt.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -41,8 +42,15 @@ bool notify_manager(std::string_view state, int fd) {
     header->cmsg_len = CMSG_LEN(sizeof fd);
     std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
   }
-  return ::sendmsg(socket.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT) ==
-         static_cast<ssize_t>(state.size());
+  // The manager's queue is short (net.unix.max_dgram_qlen, 10 by default) and a resolver has dozens
+  // of descriptors to keep. Nothing else is worth waiting for.
+  int flags = MSG_NOSIGNAL | MSG_DONTWAIT;
+  if (state.starts_with("FDSTORE")) {
+    const timeval patience{.tv_sec = 1, .tv_usec = 0};
+    if (::setsockopt(socket.get(), SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) == 0)
+      flags &= ~MSG_DONTWAIT;
+  }
+  return ::sendmsg(socket.get(), &message, flags) == static_cast<ssize_t>(state.size());
 }
 
 void notify_reloading() {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <set>
 #include <string>
 
 #include "dns/name.hpp"
@@ -80,13 +81,22 @@ void DnsPlugin::start() {
   watch(own_.fd());
   open_sockets();
   std::vector<int> served;
-  for (unsigned i = 0; i < sockets_.size(); ++i) {
-    const auto listeners = sockets_[i].listeners();
-    workers_.push_back(std::make_unique<Worker>(
-        i, Worker::Shared{*this, cache_, pushes_, own_.addresses()}, settings_, listeners));
-    for (const int fd : {listeners.udp4, listeners.udp6, listeners.tcp4, listeners.tcp6})
-      if (fd >= 0) served.push_back(fd);
-  }
+  const auto add = [&](const Fd& fd) {
+    if (fd) served.push_back(fd.get());
+  };
+  for (unsigned i = 0; i < sockets_.size(); ++i)
+    workers_.push_back(
+        std::make_unique<Worker>(i, Worker::Shared{*this, cache_, pushes_, own_.addresses()},
+                                 settings_, sockets_[i].listeners()));
+  // Workloads that stand side by side are served by different workers.
+  for (unsigned lane = 0; lane < lanes_of_each(settings_->workers); ++lane)
+    for (const auto& set : sockets_) {
+      add(set.lanes[lane].udp4);
+      add(set.lanes[lane].udp6);
+      if (lane != 0) continue;
+      add(set.tcp4);
+      add(set.tcp6);
+    }
   for (auto& worker : workers_) worker->start();
   serve(served);
   set_timer(kSweep, kSweepEvery);
@@ -97,27 +107,48 @@ void DnsPlugin::start() {
 void DnsPlugin::open_sockets() {
   unsigned next = 1;
   bool kept = true;
-  const std::size_t whole = has_ipv6() ? 4 : 2;
-  for (unsigned i = 0; i < settings_->workers; ++i) {
+  const unsigned lanes = lanes_of_each(settings_->workers);
+  // It resolves without as well.
+  const auto keep = [this](const std::string& name, int fd) {
+    try {
+      return keep_fd(name, fd);
+    } catch (const sdk::Error& error) {
+      log(sdk::LogLevel::warning,
+          "questions that come while no daemon runs will be lost: " + std::string(error.what()));
+      return false;
+    }
+  };
+  const auto with_lanes = [](unsigned count) {
     ListenerSet set;
-    const std::array<Fd*, 4> places{&set.udp4, &set.udp6, &set.tcp4, &set.tcp6};
-    std::size_t found = 0;
-    for (std::size_t k = 0; k < places.size(); ++k)
-      if (const auto fd = kept_fd(kept_name(kListenerNames[k], i))) {
-        *places[k] = Fd(*fd);
-        ++found;
-      }
-    if (found != whole) {
+    set.lanes.resize(count);
+    return set;
+  };
+  for (unsigned i = 0; i < settings_->workers; ++i) {
+    auto set = with_lanes(lanes);
+    bool whole = true;
+    for (const auto& [name, place] : kept_places(set, i))
+      if (const auto fd = kept_fd(name))
+        *place = Fd(*fd);
+      else
+        whole = false;
+    if (!whole) {
       set = {};  // half a set is of no use, and would be in the way of a new one
-      set = open_listeners(next);
-      for (std::size_t k = 0; k < places.size() && kept; ++k)
-        if (*places[k]) kept = keep_fd(kept_name(kListenerNames[k], i), places[k]->get());
+      set = open_listeners(next, lanes);
+      for (const auto& [name, place] : kept_places(set, i))
+        if (kept) kept = keep(name, place->get());
     }
     sockets_.push_back(std::move(set));
   }
-  // Those of workers that there are no more.
-  for (unsigned i = settings_->workers; kept && i < 16; ++i)
-    for (const auto kind : kListenerNames) drop_fd(kept_name(kind, i));
+  // Those of workers and lanes that there are no more.
+  for (unsigned i = 0; kept && i < kLanes; ++i) {
+    auto all = with_lanes(kLanes);
+    auto used = with_lanes(i < settings_->workers ? lanes : 0);
+    std::set<std::string> names;
+    if (i < settings_->workers)
+      for (const auto& [name, place] : kept_places(used, i)) names.insert(name);
+    for (const auto& [name, place] : kept_places(all, i))
+      if (!names.contains(name)) drop_fd(name);
+  }
 }
 
 void DnsPlugin::stop() {

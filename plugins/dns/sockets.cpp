@@ -74,8 +74,26 @@ std::optional<Fd> open(bool v6, bool stream, unsigned number) {
 
 }  // namespace
 
-std::string kept_name(std::string_view kind, unsigned worker) {
-  return std::string(kind) + "." + std::to_string(worker);
+Listeners ListenerSet::listeners() const {
+  Listeners listeners{.udp4 = {}, .udp6 = {}, .tcp4 = tcp4.get(), .tcp6 = tcp6.get()};
+  for (const auto& lane : lanes) {
+    if (lane.udp4) listeners.udp4.push_back(lane.udp4.get());
+    if (lane.udp6) listeners.udp6.push_back(lane.udp6.get());
+  }
+  return listeners;
+}
+
+std::vector<KeptPlace> kept_places(ListenerSet& set, unsigned worker) {
+  const bool v6 = has_ipv6();
+  const std::string of_worker = "." + std::to_string(worker);
+  std::vector<KeptPlace> places{{"tcp4" + of_worker, &set.tcp4}};
+  if (v6) places.push_back({"tcp6" + of_worker, &set.tcp6});
+  for (std::size_t i = 0; i < set.lanes.size(); ++i) {
+    const std::string of_lane = i == 0 ? of_worker : of_worker + "." + std::to_string(i);
+    places.push_back({"udp4" + of_lane, &set.lanes[i].udp4});
+    if (v6) places.push_back({"udp6" + of_lane, &set.lanes[i].udp6});
+  }
+  return places;
 }
 
 bool has_ipv6() {
@@ -83,19 +101,26 @@ bool has_ipv6() {
   return static_cast<bool>(probe) || errno != EAFNOSUPPORT;
 }
 
-ListenerSet open_listeners(unsigned& first) {
+ListenerSet open_listeners(unsigned& first, unsigned lanes) {
   const bool v6 = has_ipv6();
+  ListenerSet set;
   for (; first <= kMostAddresses; ++first) {
     auto udp4 = open(false, false, first);
     if (!udp4) continue;
-    auto tcp4 = open(false, true, first);
-    if (!tcp4) continue;
     auto udp6 = v6 ? open(true, false, first) : Fd();
     if (!udp6) continue;
-    auto tcp6 = v6 ? open(true, true, first) : Fd();
-    if (!tcp6) continue;
+    if (set.lanes.empty()) {
+      auto tcp4 = open(false, true, first);
+      if (!tcp4) continue;
+      auto tcp6 = v6 ? open(true, true, first) : Fd();
+      if (!tcp6) continue;
+      set.tcp4 = std::move(*tcp4);
+      set.tcp6 = std::move(*tcp6);
+    }
+    set.lanes.push_back({std::move(*udp4), std::move(*udp6)});
+    if (set.lanes.size() < lanes) continue;
     ++first;
-    return {std::move(*udp4), std::move(*udp6), std::move(*tcp4), std::move(*tcp6)};
+    return set;
   }
   throw sdk::Error(EADDRINUSE,
                    "127.83.76.1 to .250: port 53 of each is taken, so the resolver has "

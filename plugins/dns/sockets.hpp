@@ -1,9 +1,9 @@
-// The sockets that the kernel brings port 53 to. Each worker has four, on an address of its own
-// that nobody routes to; they can be left with the service manager, so that questions which come
-// while no daemon lives wait in them.
+// The sockets that the kernel brings port 53 to, on addresses of their own that nobody routes to:
+// two for TCP and kLanes pairs for UDP, shared out among the workers. They can be left with the
+// service manager, so that questions which come while no daemon lives wait in them.
 #pragma once
 
-#include <array>
+#include <algorithm>
 #include <functional>
 #include <optional>
 #include <string>
@@ -15,23 +15,36 @@
 
 namespace sluice::dns {
 
+// As many as the kernel has places for (SLUICE_RESOLVER_WORKERS): two workloads of a hundred share
+// one in one case of sixteen.
+inline constexpr unsigned kLanes = 16;
+[[nodiscard]] constexpr unsigned lanes_of_each(unsigned workers) {
+  return std::max(1u, kLanes / workers);
+}
+
 struct ListenerSet {
-  Fd udp4, udp6, tcp4, tcp6;
-  [[nodiscard]] Listeners listeners() const {
-    return {udp4.get(), udp6.get(), tcp4.get(), tcp6.get()};
-  }
+  struct Lane {
+    Fd udp4, udp6;
+  };
+  std::vector<Lane> lanes;
+  Fd tcp4, tcp6;
+  [[nodiscard]] Listeners listeners() const;
 };
 
-// Names under which a worker's sockets are kept: "udp4.0"...
-inline constexpr std::array<std::string_view, 4> kListenerNames{"udp4", "udp6", "tcp4", "tcp6"};
-[[nodiscard]] std::string kept_name(std::string_view kind, unsigned worker);
+// The places of a set, by the names under which they are kept: "udp4.0", "tcp6.0" of the first
+// worker, "udp4.0.1" of its second lane.
+struct KeptPlace {
+  std::string name;
+  Fd* place;
+};
+[[nodiscard]] std::vector<KeptPlace> kept_places(ListenerSet& set, unsigned worker);
 
 // A kernel without IPv6 brings none to resolve over it, and its sets lack those sockets.
 [[nodiscard]] bool has_ipv6();
 
-// Opens the sockets of one worker on the first of 127.83.76.N and fd53:6c75:6963:65::N that is
-// free, from `first` on; `first` is then the next to try. Throws sdk::Error: what failed and what
-// it needs.
-[[nodiscard]] ListenerSet open_listeners(unsigned& first);
+// Opens the sockets of one worker, each lane on the first of 127.83.76.N and fd53:6c75:6963:65::N
+// that is free, from `first` on; `first` is then the next to try. Throws sdk::Error: what failed
+// and what it needs.
+[[nodiscard]] ListenerSet open_listeners(unsigned& first, unsigned lanes = 1);
 
 }  // namespace sluice::dns

@@ -103,7 +103,8 @@ void Streams::on_event(std::uint32_t index, std::uint32_t generation, std::uint3
 
 void Streams::read(std::uint32_t index, std::uint64_t now) {
   auto& stream = *streams_[index];
-  std::array<std::uint8_t, 4096> chunk;
+  // Little at once: another's question waits for as long as those in it take.
+  std::array<std::uint8_t, 512> chunk;
   const ssize_t got = ::recv(stream.fd.get(), chunk.data(), chunk.size(), MSG_DONTWAIT);
   if (got < 0 && (errno == EINTR || errno == EAGAIN)) return;
   if (got < 0) return close(index);

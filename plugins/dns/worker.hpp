@@ -22,8 +22,13 @@ namespace sluice::dns {
 
 // The sockets of one worker: bound, transparent, non-blocking; -1: none. They stay the caller's,
 // which keeps them open until stop() has returned.
+//
+// The kernel brings all datagrams of one workload to one socket, and of each socket a few are read
+// in turn. So a flood waits in its own queue, and a neighbour's question behind a few of it at
+// most, unless the two share a socket.
 struct Listeners {
-  int udp4 = -1, udp6 = -1, tcp4 = -1, tcp6 = -1;
+  std::vector<int> udp4, udp6;
+  int tcp4 = -1, tcp6 = -1;
 };
 
 class Worker {

@@ -131,7 +131,7 @@ int main(int argc, char** argv) {
 
   sockaddr_in6 address{};
   socklen_t length = sizeof address;
-  ::getsockname(sockets.udp4.get(), reinterpret_cast<sockaddr*>(&address), &length);
+  ::getsockname(sockets.lanes[0].udp4.get(), reinterpret_cast<sockaddr*>(&address), &length);
   Fd fd(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
   const std::uint32_t mark = 1;
   require(::setsockopt(fd.get(), SOL_SOCKET, SO_MARK, &mark, sizeof mark) == 0, "SO_MARK");

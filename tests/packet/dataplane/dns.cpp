@@ -296,6 +296,88 @@ TEST_CASE("one guest's flood is dropped at its own bucket; its neighbour is answ
   CHECK(both.lab.ask("udp", "8.8.8.8") == answer_to(both.guest, "8.8.8.8"));
 }
 
+namespace {
+
+// What waits in a socket, oldest first: the mark of each datagram and the number that it begins
+// with.
+struct Waiting {
+  std::uint32_t mark, number;
+};
+std::vector<Waiting> drain(const Fd& socket) {
+  std::vector<Waiting> all;
+  for (;;) {
+    Waiting one{};
+    char control[256];
+    iovec vector{&one.number, sizeof(one.number)};
+    msghdr message{};
+    message.msg_iov = &vector;
+    message.msg_iovlen = 1;
+    message.msg_control = control;
+    message.msg_controllen = sizeof(control);
+    if (recvmsg(socket.get(), &message, MSG_DONTWAIT) < 0) return all;
+    for (cmsghdr* at = CMSG_FIRSTHDR(&message); at != nullptr; at = CMSG_NXTHDR(&message, at))
+      if (at->cmsg_level == SOL_SOCKET && at->cmsg_type == SO_MARK)
+        std::memcpy(&one.mark, CMSG_DATA(at), 4);
+    one.number = ntohl(one.number);
+    all.push_back(one);
+  }
+}
+
+// Numbered datagrams to a server, from `ports` ports in turn.
+std::string sender(const std::string& where, const char* server, int count, int ports) {
+  return fmt::format(
+      "nsenter --net=/run/netns/{0} python3 -c 'import socket\nf=socket.AF_INET6 if \":\" in "
+      "\"{1}\" else socket.AF_INET\ns=[socket.socket(f,socket.SOCK_DGRAM) for i in "
+      "range({3})]\nfor i in range({2}): s[i % {3}].sendto(i.to_bytes(4,\"big\"),(\"{1}\",53))'",
+      where, server, count, ports);
+}
+
+}  // namespace
+
+TEST_CASE("all of a guest's questions wait in one socket, its neighbour's in another") {
+  Neighbours both;
+  REQUIRE(both.guest.slot % 2 != both.other.slot % 2);
+  std::vector<Fd> sockets;
+  for (const int family : {AF_INET, AF_INET6})
+    for (const int host : {1, 2}) sockets.push_back(Resolver::open(family, SOCK_DGRAM, host));
+  const std::vector<int> fds{sockets[0].get(), sockets[1].get(), sockets[2].get(),
+                             sockets[3].get()};
+  REQUIRE(both.plane->serve(0, fds));
+  Lab::run(sender(both.lab.name(), "8.8.8.8", 20, 20));
+  Lab::run(sender(both.lab.name(), "2001:4860::8888", 20, 20));
+  Lab::run(sender(both.lab.second(), "8.8.8.8", 20, 20));
+  for (const std::uint32_t place : {0u, 1u}) {
+    const bool is_guests = both.guest.slot % 2 == place;
+    const auto four = drain(sockets[place]), six = drain(sockets[2 + place]);
+    CHECK(four.size() == 20);
+    CHECK(six.size() == (is_guests ? 20 : 0));
+    for (const auto& one : four)
+      CHECK(one.mark == (is_guests ? both.guest.asker_mark : both.other.asker_mark));
+    for (const auto& one : six) CHECK(one.mark == both.guest.asker_mark);
+  }
+}
+
+TEST_CASE("what a flood may still send comes one by one, not as a burst every tick") {
+  Routed routed;
+  const Fd socket = Resolver::open(AF_INET, SOCK_DGRAM, 1);
+  const int room = 64 << 20;
+  REQUIRE(setsockopt(socket.get(), SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof(room)) == 0);
+  REQUIRE(routed.plane->serve(0, std::array{socket.get()}));
+  Lab::run(sender(routed.lab.name(), "8.8.8.8", 100000, 1));
+  const auto passed = drain(socket);
+  const auto burst = routed.lab.config.dns_packets_per_second / 4;
+  // Beyond what it may send at once. A sender that does not run for a while has saved some up; a
+  // flood is mostly one that runs.
+  std::size_t alone = 0, runs = 0;
+  for (std::size_t i = burst + 1; i < passed.size(); ++i) {
+    const bool follows = passed[i].number == passed[i - 1].number + 1;
+    runs += follows ? 0 : 1;
+    alone += 1;
+  }
+  REQUIRE(runs > 1);
+  CHECK(alone < 20 * runs);
+}
+
 TEST_CASE("answers are not taken for connections from outside") {
   Routed routed;
   AttachmentOptions with_replies = redirected();

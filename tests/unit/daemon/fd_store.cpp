@@ -9,9 +9,11 @@
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -118,6 +120,24 @@ TEST_CASE("what is kept in one life is there in the next, and the caller's stays
   CHECK((::fcntl(again.get(), F_GETFD) & FD_CLOEXEC) != 0);
   CHECK((::fcntl(kFirst, F_GETFD) & FD_CLOEXEC) != 0);  // a child gets none of it
   CHECK(second.kept("other", "udp4").error().code == ENOENT);
+}
+
+TEST_CASE("more is kept at once than the manager's queue holds, while it reads") {
+  Manager manager;
+  auto store = manager.start();
+  const Fd socket = some_socket();
+  std::atomic<bool> told{false};
+  std::jthread reader([&] {
+    while (!told) manager.listen();
+    manager.listen();
+  });
+  bool all = true;
+  for (int i = 0; i < 300; ++i)
+    all = store.keep("dns", "udp4." + std::to_string(i), socket.get()).has_value() && all;
+  told = true;
+  reader.join();
+  CHECK(all);
+  CHECK(manager.names().size() == 300);
 }
 
 TEST_CASE("a name in use is replaced, a dropped one is gone, each by its instance") {
