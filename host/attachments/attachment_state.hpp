@@ -64,7 +64,7 @@ struct AttachmentManager::Attachment {
   std::uint32_t asker_mark = 0;
   bool redirectable = false;
   mutable bool told_unredirectable = false;  // to the log, once
-  ImagePtr image;  // null: the policy it was found with
+  ImagePtr image;                            // null: the policy it was found with
   std::array<std::uint64_t, 2> digest{};
 
   // While the kernel has a policy of a former daemon, the rules at hand are the better guess at

@@ -137,16 +137,16 @@ void KernelDataPlane::start_grace_period() {
   auto idle = learned_.idle_port_sets();
   if (retired.empty() && idle.empty()) return;
   grace_running_ = true;
-  background_.run([this, retired = std::move(retired),
-                   idle = std::move(idle)]() -> Background::Completion {
-    if (syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) != 0)
-      sleep(1);  // nohz_full kernels refuse it
-    return [this, retired, idle] {
-      policies_.reclaim(retired);
-      learned_.reclaim_port_sets(idle);
-      grace_running_ = false;
-    };
-  });
+  background_.run(
+      [this, retired = std::move(retired), idle = std::move(idle)]() -> Background::Completion {
+        if (syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) != 0)
+          sleep(1);  // nohz_full kernels refuse it
+        return [this, retired, idle] {
+          policies_.reclaim(retired);
+          learned_.reclaim_port_sets(idle);
+          grace_running_ = false;
+        };
+      });
 }
 
 void KernelDataPlane::poll(const DataPlaneEvents& events) {

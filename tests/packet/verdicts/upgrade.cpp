@@ -123,9 +123,9 @@ TEST_CASE("the pinned maps of layout 2 are taken over, and no verdict changes") 
         {"no reply", framed(ip4("192.0.2.2", "203.0.113.66", 17, udp(6002, 5000))),
          SLUICE_REASON_DENY_MODE},
     });
-    CHECK(gate.from(to("4", "11.0.0.1", 80), "host1").verdict == kDrop);      // not listed
-    CHECK(gate.from(to("4", "11.0.0.0", 80), "host1").verdict == kDrop);      // denied
-    CHECK(gate.from(to("4", "11.0.0.9", 80), "host1").verdict == kPass);      // allowed
+    CHECK(gate.from(to("4", "11.0.0.1", 80), "host1").verdict == kDrop);     // not listed
+    CHECK(gate.from(to("4", "11.0.0.0", 80), "host1").verdict == kDrop);     // denied
+    CHECK(gate.from(to("4", "11.0.0.9", 80), "host1").verdict == kPass);     // allowed
     CHECK(gate.from(to("4", "11.3.169.50", 80), "host1").verdict == kPass);  // far behind
   };
   verdicts();
