@@ -197,13 +197,19 @@ static __always_inline __u32 sluice_transport(const struct sluice_view* view, __
 /* RFC 791 options: source routes choose another path than the one judged here. */
 static __always_inline __u32 sluice_check_ip4_options(const struct sluice_view* view,
                                                       __u32 length) {
-  __u8 options[40] = {};
-  __u32 skip = 0, in_length = 0;
-  if (length == 0 || length > sizeof(options) || sluice_load(view, 20, options, length))
-    return SLUICE_REASON_DENY_TRUNCATED;
+  __u8 options[64] = {};
+  __u32 skip = 0, in_length = 0, size = length - 1;
+  if (length == 0 || length > 40) return SLUICE_REASON_DENY_TRUNCATED;
+#ifdef __bpf__
+  /* So that the mask stays: the verifier of kernel 6.1 learns nothing from a comparison with zero,
+   * nor of a copy of what was compared. */
+  asm volatile("" : "+r"(size));
+#endif
+  size = (size & (sizeof(options) - 1)) + 1;
+  if (sluice_load(view, 20, options, size)) return SLUICE_REASON_DENY_TRUNCATED;
   /* Byte by byte with a counter instead of a cursor: the verifier follows that at a hundredth of
    * the cost. */
-  for (__u32 i = 0; i < sizeof(options); i++) {
+  for (__u32 i = 0; i < 40; i++) {
     if (i >= length) break;
     __u8 byte = options[i];
     if (skip) {
