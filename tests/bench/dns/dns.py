@@ -8,6 +8,10 @@ within each round. Cold: every question names something nobody has asked for. Ho
 - CPU per question: user and system time of the server's process (all threads) at a fixed rate, from /proc; the main figure.
 - Latency: of each answer at a low rate (median, 99th percentile), by dnsperf.
 - Saturation: answers a second when as much is asked as comes back.
+- A neighbour's flood (alone with --flood pinned or --flood shared): the latency of one workload's answers from memory while another
+  sends as fast as it can, or in bursts of a thousand; beside it the same flood to a port that policy drops at the tap, which is the
+  machine's share. "pinned": the flooder on one core; the neighbour, sluice and its upstream on the other. "shared": all on both. Each
+  figure is the median of the rounds, each of 3,200 answers; caps as shipped, but that a name counts for a second (`limit.window`).
 """
 
 import argparse
@@ -109,8 +113,8 @@ def hot(lab, _count):
     return questions(lab, "hot", (f"h{number}.{ZONE} A\n" for number in range(100)))
 
 
-def perf(lab, server, file, *options, once=True, guest=None):
-    words = [shutil.which("dnsperf"), "-s", server.address, "-d", file, "-c", "8", "-T", "1", *options]
+def perf(lab, server, file, *options, once=True, guest=None, wrapper=()):
+    words = [*wrapper, shutil.which("dnsperf"), "-s", server.address, "-d", file, "-c", "8", "-T", "1", *options]
     if once:
         words += ["-n", "1"]
     output = (guest or lab.guest).run(*words)
@@ -158,37 +162,82 @@ def percentile(values, share):
     return values[min(len(values) - 1, int(len(values) * share))] if values else float("nan")
 
 
-def flood(lab, seconds, rounds):
-    """What one workload's flood does to another's answers: sluice with the caps it ships with, a neighbour that asks 500 times a second
-    for a name in memory, alone and while the first guest sends as fast as it can."""
-    neighbour = lab.add_guest(2)
-    daemon = lab.daemon(POLICY, names_config())
+# What the flood is made of: `burst` questions at once, as often as `rate` a second says. It reads no answer, so it sends the same
+# whoever takes it, and what it sent it says when it is ended.
+FLOODER = """
+import contextlib, random, signal, socket, sys, time
+port, rate, burst, name = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+labels = [bytes([len(label)]) + label.encode() for label in name.split(".")]
+tail = b"".join(labels) + b"\\0\\0\\1\\0\\1"
+client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
+client.connect(("203.0.113.53", port))
+sent, salt = 0, "%08x" % random.getrandbits(32)
+def end(*_):
+    print(sent, time.monotonic() - began, flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+began = due = time.monotonic()
+while True:
+    for _ in range(burst):
+        with contextlib.suppress(OSError):  # a refusal of the one before
+            client.send(sent.to_bytes(4, "big")[2:] + b"\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0" + b"\\x10" + (salt + "%08x" % sent).encode() + tail)
+        sent += 1
+    due += burst / rate
+    pause = due - time.monotonic()
+    if pause > 0:
+        time.sleep(pause)
+"""
+STEADY, BURSTS = (10_000_000, 1), (4_000, 1_000)  # as many bursts as the budget in the kernel lets through whole
+FLOODS = [  # what it is, what it is compared with, the port, (rate, burst), the zone
+    ("alone", None, 0, None, None),
+    ("as fast as it can, dropped at the tap", None, 5353, STEADY, "elsewhere.example"),
+    ("as fast as it can, denied names", 1, 53, STEADY, "elsewhere.example"),
+    ("as fast as it can, new names", 1, 53, STEADY, ZONE),
+    ("4 x 1,000/s, dropped at the tap", None, 5353, BURSTS, "elsewhere.example"),
+    ("4 x 1,000/s, denied names", 4, 53, BURSTS, "elsewhere.example"),
+    ("4 x 1,000/s, new names", 4, 53, BURSTS, ZONE),
+]
+# With the window as shipped the flood of new names would be one of names over the cap after the first thousand.
+SHIPPED = 'limit = { window = "1s" }'
+
+
+def flood(lab, neighbour, upstream, seconds, rounds, pinned):
+    """`pinned`: the flooder has a core of its own, as on a host where each workload has its share of the processors."""
+    daemon = lab.daemon(POLICY, names_config(options=SHIPPED))
     try:
         lab.wait_filtered(daemon)
         lab.wait_filtered(daemon, "h2")
+        here, there = ["taskset", "-c", "0"] if pinned else [], ["taskset", "-c", "1"] if pinned else []
+        if pinned:
+            for pid in (daemon.process.pid, upstream.process.pid):
+                subprocess.run(["taskset", "-a", "-p", "-c", "0", str(pid)], check=True, capture_output=True)
         server = Contender("sluice", "203.0.113.53", daemon.process.pid)
-        denied = questions(lab, "denied", (f"d{number}.elsewhere.example A\n" for number in range(100_000)))
-        unique = cold(lab, 200_000)
         known = questions(lab, "known", (f"h{number}.{ZONE} A\n" for number in range(100)))
-        kinds = {"alone": None, "a flood of denied names": denied, "a flood of new names": unique}
-        seen = {kind: [] for kind in kinds}
+        perf(lab, server, known, "-Q", "500", guest=neighbour)
+        seen = {what: [] for what, *_ in FLOODS}
         for _ in range(rounds):
-            for kind, file in kinds.items():
+            for what, _, port, shape, zone in FLOODS:
                 process = None
-                if file:
-                    process = lab.guest.popen([shutil.which("dnsperf"), "-s", server.address, "-d", file, "-q", "5000", "-t", "1", "-l", "600"],
-                                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-                    time.sleep(0.5)
-                result = perf(lab, server, known, "-v", "-Q", "500", "-l", str(seconds), once=False, guest=neighbour)
+                if shape:
+                    process = lab.guest.popen([*there, sys.executable, "-c", FLOODER, str(port), *map(str, shape), zone],
+                                              stdout=subprocess.PIPE, text=True)
+                    time.sleep(1)
+                result = perf(lab, server, known, "-v", "-Q", "800", "-l", str(seconds), once=False, guest=neighbour, wrapper=here)
+                rate = 0.0
                 if process:
-                    process.kill()
-                    process.wait()
+                    process.terminate()
+                    sent, took = map(float, process.communicate()[0].split())
+                    rate = sent / took
                 values = sorted(result["latencies"])
-                seen[kind].append((percentile(values, 0.5), percentile(values, 0.99), result["lost"] / max(result["sent"], 1) * 100))
-        print("\nA neighbour's answers from memory, 500 a second, while one workload floods (medians)")
-        for kind, rows in seen.items():
-            middle = [statistics.median(column) for column in zip(*rows)]
-            print(f"  {kind:26} p50 {middle[0]:8.0f} us   p99 {middle[1]:8.0f} us   lost {middle[2]:.2f} %")
+                seen[what].append((percentile(values, 0.5), percentile(values, 0.99), result["lost"] / max(result["sent"], 1) * 100, rate))
+        place = "the flooder on a core of its own" if pinned else "all on the same cores"
+        print(f"\nA neighbour's answers from memory, 800 a second for {seconds} s, beside one workload's flood; {place}; {rounds} rounds, medians")
+        print(f"{'':40}{'sent 1/s':>10}{'p50 us':>9}{'p99 us':>9}{'lost %':>9}{'p99 to that of the same flood, dropped':>41}")
+        middle = [[statistics.median(column) for column in zip(*rows)] for rows in seen.values()]
+        for (what, control, *_), (p50, p99, lost, rate) in zip(FLOODS, middle):
+            ratio = f"{(p99 / middle[control][1] - 1) * 100:+.0f} %" if control else ""
+            print(f"  {what:38}{rate:10.0f}{p50:9.0f}{p99:9.0f}{lost:9.2f}{ratio:>41}", flush=True)
     finally:
         daemon.forget()
 
@@ -196,12 +245,14 @@ def flood(lab, seconds, rounds):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--flood", choices=["pinned", "shared"], help="only a neighbour's flood")
     arguments = parser.parse_args()
     rounds, seconds, rate = (1, 2, 4000) if arguments.quick else (3, 4, 6000)
     figures = {name: {} for name in CONTENDERS}
     with Lab("routed") as lab, Nsd(lab.internet, lab.folder, {
-            ZONE: "* 300 A 198.51.100.10\n* 300 AAAA 2001:db8:a::10\n", "names.example": ""}):
-        for number in range(rounds):
+            ZONE: "* 300 A 198.51.100.10\n* 300 AAAA 2001:db8:a::10\n", "names.example": ""}) as upstream:
+        lab.sniffer.stop()  # it would look at each packet of the uplink
+        for number in range(0 if arguments.flood else rounds):
             for name in CONTENDERS:
                 with contender(lab, name, number) as server:
                     perf(lab, server, hot(lab, 0), "-Q", "500")  # warm, also the caches of names
@@ -211,7 +262,11 @@ def main():
                         for what, value in (("cpu", cpu), ("lost", lost * 100), ("p50", median), ("p99", worst),
                                             ("rate", saturation(lab, server, make, seconds))):
                             figures[name].setdefault(f"{kind} {what}", []).append(value)
-        flood(lab, seconds, rounds)
+        neighbour = lab.add_guest(2)
+        for pinned in (True, False) if arguments.flood is None else (arguments.flood == "pinned",):
+            flood(lab, neighbour, upstream, 4, rounds, pinned)
+    if arguments.flood:
+        return 0
     print(f"\nDNS: dnsperf through a veth, nsd behind it; {rounds} rounds in turns, medians; fixed rate {rate} a second")
     columns = ["cold cpu", "cold p50", "cold p99", "cold rate", "cold lost", "hot cpu", "hot p50", "hot p99", "hot rate", "hot lost"]
     units = ["us", "us", "us", "1/s", "%", "us", "us", "us", "1/s", "%"]
