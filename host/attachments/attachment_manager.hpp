@@ -109,14 +109,8 @@ class AttachmentManager final : public Core {
                                std::vector<Rule> add, std::vector<Rule> remove) override;
   Result<Applied> withdraw_layer(const std::string& instance, AttachmentId id) override;
   Status replace_layers(const std::string& instance, std::vector<LayerChange> changes) override;
-  Status learn(const std::string& instance, AttachmentId id, std::span<const Address> addresses,
-               std::uint64_t ttl_ns, std::uint64_t grace_ns, std::uint32_t rule) override {
-    return learned_.learn(instance, id, addresses, ttl_ns, grace_ns, rule);
-  }
-  Status learn_decided(const std::string& instance, AttachmentId id,
-                       std::span<const Address> addresses, std::uint64_t ttl_ns,
-                       std::uint64_t grace_ns, std::span<const PortRange> ports) override {
-    return learned_.learn_decided(instance, id, addresses, ttl_ns, grace_ns, ports);
+  Status learn(const std::string& instance, AttachmentId id, const NamePush& push) override {
+    return learned_.learn(instance, id, push);
   }
   Status revoke(const std::string& instance, AttachmentId id,
                 std::span<const Address> addresses) override {

@@ -55,6 +55,19 @@ struct Applied {
   std::array<std::uint64_t, 2> digest{};
 };
 
+// What has to be open before one answer may be given. Borrows.
+struct NameGrant {
+  static constexpr std::uint32_t kDecided = ~0u;  // no rule: a decider allowed the name
+  std::uint32_t rule = kDecided;                  // Rule::id
+  std::span<const std::array<std::uint8_t, 16>> addresses{};
+  std::uint64_t ttl_ns = 0, grace_ns = 0;
+  std::span<const PortRange> ports{};  // of a decision; empty: every protocol and port
+};
+struct NamePush {
+  std::span<const std::string_view> names;  // the question's, then every one that it led to
+  std::span<const NameGrant> grants;
+};
+
 struct LayerChange {
   AttachmentId attachment;
   Layer layer;
@@ -113,16 +126,10 @@ class Core {
   virtual Result<Applied> withdraw_layer(const std::string& instance, AttachmentId id) = 0;
   virtual Status replace_layers(const std::string& instance, std::vector<LayerChange> changes) = 0;
 
-  // [any] In the kernel when it returns. `rule`: Rule::id of one that domain_rules() gave this
-  // resolver for the attachment; ESTALE when it is not in force any more. EACCES: an address is
-  // denied, error.rule_index is its index.
-  virtual Status learn(const std::string& instance, AttachmentId id,
-                       std::span<const Address> addresses, std::uint64_t ttl_ns,
-                       std::uint64_t grace_ns, std::uint32_t rule) = 0;
-  // [any] The same for a name that no rule names and a decider of the attachment's wire allowed.
-  virtual Status learn_decided(const std::string& instance, AttachmentId id,
-                               std::span<const Address> addresses, std::uint64_t ttl_ns,
-                               std::uint64_t grace_ns, std::span<const PortRange> ports) = 0;
+  // [any] All of it in the kernel when it returns, or nothing. ESTALE: a rule is not in force any
+  // more. EACCES: an address is denied; error.rule_index counts the addresses of all grants
+  // through.
+  virtual Status learn(const std::string& instance, AttachmentId id, const NamePush& push) = 0;
   // [any]
   virtual Status revoke(const std::string& instance, AttachmentId id,
                         std::span<const Address> addresses) = 0;

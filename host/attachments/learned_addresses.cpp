@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <map>
 #include <unordered_set>
 #include <utility>
 
@@ -20,42 +21,41 @@ BootTime not_after(BootTime when, BootTime end) {
   return end.never() ? when : std::min(when, end);
 }
 
-// What all owners of one address open together, and the latest of their times.
-LearnedAddress sum_of(const Address& address, std::span<const LearnedTable::Owner> owners,
-                      std::vector<PortRange>& ports) {
-  LearnedAddress sum{.address = address, .active_until = {}, .grace_until = {}};
-  bool every_port = false;
+// The ports of all owners together; empty: every protocol and port.
+std::vector<PortRange> ports_of(std::span<const LearnedTable::Owner> owners) {
+  std::vector<PortRange> ports;
   for (const auto& owner : owners) {
-    sum.active_until = std::max(sum.active_until, owner.active_until);
-    if (owner.grace_until >= sum.grace_until) sum.owner = owner.opening->tag;
-    sum.grace_until = std::max(sum.grace_until, owner.grace_until);
-    every_port |= owner.opening->ports.empty();
+    if (owner.opening->ports.empty()) return {};
     ports.insert(ports.end(), owner.opening->ports.begin(), owner.opening->ports.end());
   }
-  if (owners.size() > 1) sum.owner |= kSeveralOwners;
-  if (every_port) ports.clear();
   std::ranges::sort(ports);
   const auto repeated = std::ranges::unique(ports);
   ports.erase(repeated.begin(), repeated.end());
-  return sum;
+  return ports;
 }
 
-// The tag of an address that is about to get one more owner: of the owner that vouches for longest,
-// since a later daemon will know no other.
-std::uint32_t tag_with(std::span<const LearnedTable::Owner> owners, const Opening& opening,
-                       BootTime grace_until) {
-  auto tag = opening.tag;
-  std::uint32_t several = 0;
-  for (const auto& owner : owners) {
-    if (owner.opening == &opening) continue;
-    several = kSeveralOwners;
-    if (owner.grace_until > grace_until) {
-      grace_until = owner.grace_until;
-      tag = owner.opening->tag;
-    }
+// The latest of the owners' times, and the tag of the one that vouches for longest, since a later
+// daemon will know no other.
+class Sum {
+ public:
+  explicit Sum(const Address& address) { sum_.address = address; }
+  void add(const LearnedTable::Owner& owner) {
+    sum_.active_until = std::max(sum_.active_until, owner.active_until);
+    const auto tag = owner.opening->tag;
+    several_ |= sum_.owner != 0 && sum_.owner != tag;
+    if (sum_.owner == 0 || owner.grace_until >= sum_.grace_until) sum_.owner = tag;
+    sum_.grace_until = std::max(sum_.grace_until, owner.grace_until);
   }
-  return tag | several;
-}
+  [[nodiscard]] LearnedAddress value() const {
+    auto value = sum_;
+    if (several_) value.owner |= kSeveralOwners;
+    return value;
+  }
+
+ private:
+  LearnedAddress sum_;
+  bool several_ = false;
+};
 
 }  // namespace
 
@@ -186,9 +186,10 @@ bool LearnedAddresses::withdraw(Entry& entry, const std::vector<Address>& orphan
     }
   }
   for (const auto& address : narrowed) {
-    std::vector<PortRange> ports;
-    const auto sum = sum_of(address, entry.table.owners(address), ports);
-    const auto replaced = map_.replace(entry.scope, sum, ports);
+    const auto owners = entry.table.owners(address);
+    Sum sum(address);
+    for (const auto& owner : owners) sum.add(owner);
+    const auto replaced = map_.replace(entry.scope, sum.value(), ports_of(owners));
     if (replaced) continue;
     // Better a lost address, which the next answer brings back, than a port too many.
     entry.table.remove(address);
@@ -219,56 +220,83 @@ Status LearnedAddresses::may_learn(const Entry* entry, const std::string& instan
   return {};
 }
 
-Status LearnedAddresses::learn(const std::string& instance, AttachmentId id,
-                               std::span<const Address> addresses, std::uint64_t ttl_ns,
-                               std::uint64_t grace_ns, std::uint32_t rule_id) {
+Status LearnedAddresses::learn(const std::string& instance, AttachmentId id, const NamePush& push) {
   const auto entry = find(id);
   if (!entry) return may_learn(nullptr, instance, id);
   const std::lock_guard lock(entry->mutex);
   if (auto status = may_learn(entry.get(), instance, id); !status) return status;
-  const auto& rules = *entry->basis.rules;
-  const auto known = rules.by_id.find(rule_id);
+  const auto now = clock_();
+  std::vector<Grant> grants;
+  grants.reserve(push.grants.size());
+  std::uint32_t counted = 0;
+  for (const auto& asked : push.grants) {
+    auto grant = granted(*entry, asked, now);
+    if (!grant) return std::unexpected(grant.error());
+    if (auto status = check_explicit(*entry, *grant, counted, now); !status) return status;
+    counted += static_cast<std::uint32_t>(asked.addresses.size());
+    grants.push_back(*grant);
+  }
+  return open(*entry, grants);
+}
+
+// Under which opening and until when the addresses of a grant may be open, by what is in force.
+Result<LearnedAddresses::Grant> LearnedAddresses::granted(Entry& entry, const NameGrant& asked,
+                                                          BootTime now) {
+  if (asked.rule == NameGrant::kDecided) {
+    if (entry.basis.decider.empty()) {
+      return fail_with(EPERM,
+                       "{}: no source of its [[wire]] decides single names; only domain rules open "
+                       "addresses there",
+                       entry.name);
+    }
+    const auto active = after(now, asked.ttl_ns);
+    if (active <= now) {
+      return fail_with(ESTALE, "{}: the decision of {} has ended", entry.name, entry.basis.decider);
+    }
+    return Grant{asked.addresses,
+                 {decided(entry, asked.ports), active, after(active, asked.grace_ns)}};
+  }
+  const auto& rules = *entry.basis.rules;
+  const auto known = rules.by_id.find(asked.rule);
   if (known == rules.by_id.end()) {
     return fail_with(ESTALE,
                      "{}: domain rule {} is not in force any more; use the list that came last",
-                     entry->name, rule_id);
+                     entry.name, asked.rule);
   }
   const auto index = known->second;
   const auto& rule = rules.rules[index];
   if (rule.action != Action::allow) {
-    return fail_with(EACCES, "{}: domain rule {} ({}) is a deny; it grants nothing", entry->name,
-                     rule_id, rule.domain);
+    return fail_with(EACCES, "{}: domain rule {} ({}) is a deny; it grants nothing", entry.name,
+                     asked.rule, rule.domain);
   }
-  const auto now = clock_();
-  const auto active = not_after(after(now, ttl_ns), rule.expires);
+  const auto active = not_after(after(now, asked.ttl_ns), rule.expires);
   if (active <= now) {
-    return fail_with(ESTALE, "{}: domain rule {} ({}) has expired", entry->name, rule_id,
+    return fail_with(ESTALE, "{}: domain rule {} ({}) has expired", entry.name, asked.rule,
                      rule.domain);
   }
-  return grant(
-      *entry, addresses,
-      {rules.openings[index].get(), active, not_after(after(active, grace_ns), rule.expires)}, now);
+  return Grant{asked.addresses,
+               {rules.openings[index].get(), active,
+                not_after(after(active, asked.grace_ns), rule.expires)}};
 }
 
-Status LearnedAddresses::learn_decided(const std::string& instance, AttachmentId id,
-                                       std::span<const Address> addresses, std::uint64_t ttl_ns,
-                                       std::uint64_t grace_ns, std::span<const PortRange> ports) {
-  const auto entry = find(id);
-  if (!entry) return may_learn(nullptr, instance, id);
-  const std::lock_guard lock(entry->mutex);
-  if (auto status = may_learn(entry.get(), instance, id); !status) return status;
-  if (entry->basis.decider.empty()) {
-    return fail_with(EPERM,
-                     "{}: no source of its [[wire]] decides single names; only domain rules open "
-                     "addresses there",
-                     entry->name);
+// `counted`: the addresses of the grants before this one.
+Status LearnedAddresses::check_explicit(const Entry& entry, const Grant& grant,
+                                        std::uint32_t counted, BootTime now) {
+  if (!entry.basis.image) return {};
+  const auto& opening = *grant.owner.opening;
+  for (std::uint32_t i = 0; i < grant.addresses.size(); ++i) {
+    if (!denies(*entry.basis.image, grant.addresses[i], opening.ports, now)) continue;
+    auto error =
+        Error{.message = fmt::format(
+                  "{}: {} is denied by an explicit rule or the floor, and a name ({}) "
+                  "does not overrule that; allow the network itself to open it",
+                  entry.name, text_of(grant.addresses[i]),
+                  opening.domain.empty() ? "decided by " + entry.basis.decider : opening.domain),
+              .code = EACCES};
+    error.rule_index = counted + i;
+    return std::unexpected(std::move(error));
   }
-  const auto now = clock_();
-  const auto active = after(now, ttl_ns);
-  if (active <= now) {
-    return fail_with(ESTALE, "{}: the decision of {} has ended", entry->name, entry->basis.decider);
-  }
-  return grant(*entry, addresses, {decided(*entry, ports), active, after(active, grace_ns)}, now);
+  return {};
 }
 
 const Opening* LearnedAddresses::decided(Entry& entry, std::span<const PortRange> ports) {
@@ -280,40 +308,44 @@ const Opening* LearnedAddresses::decided(Entry& entry, std::span<const PortRange
   return entry.decided.back().get();
 }
 
-// With the entry's lock held. All or nothing.
-Status LearnedAddresses::grant(Entry& entry, std::span<const Address> addresses, const Grant& grant,
-                               BootTime now) {
-  const auto& opening = *grant.opening;
-  for (std::uint32_t i = 0; i < addresses.size(); ++i) {
-    if (!entry.basis.image || !denies(*entry.basis.image, addresses[i], opening.ports, now))
-      continue;
-    auto error =
-        Error{.message = fmt::format(
-                  "{}: {} is denied by an explicit rule or the floor, and a name ({}) "
-                  "does not overrule that; allow the network itself to open it",
-                  entry.name, text_of(addresses[i]),
-                  opening.domain.empty() ? "decided by " + entry.basis.decider : opening.domain),
-              .code = EACCES};
-    error.rule_index = static_cast<std::uint32_t>(i);
-    return std::unexpected(std::move(error));
+// What the kernel is to have of an address that is about to get these owners.
+LearnedAddress LearnedAddresses::written(const Entry& entry, const Address& address,
+                                         std::span<const LearnedTable::Owner> fresh) {
+  Sum sum(address);
+  for (const auto& owner : fresh) sum.add(owner);
+  auto value = sum.value();
+  for (const auto& owner : entry.table.owners(address)) sum.add(owner);
+  value.owner = sum.value().owner;
+  if (!entry.found.empty() && entry.found.contains(address)) value.owner |= kSeveralOwners;
+  return value;
+}
+
+// With the entry's lock held. All or nothing, and one write for each address, however many grants
+// name it.
+Status LearnedAddresses::open(Entry& entry, std::span<const Grant> grants) {
+  std::map<std::vector<PortRange>, std::vector<LearnedAddress>> by_ports;
+  std::vector<LearnedAddress> of_one;
+  std::vector<LearnedPart> parts;
+  if (grants.size() == 1) {
+    of_one.reserve(grants[0].addresses.size());
+    for (const auto& address : grants[0].addresses)
+      of_one.push_back(written(entry, address, std::span(&grants[0].owner, 1)));
+    parts.push_back({of_one, grants[0].owner.opening->ports});
+  } else {
+    std::map<Address, std::vector<LearnedTable::Owner>> owners;
+    for (const auto& grant : grants)
+      for (const auto& address : grant.addresses) owners[address].push_back(grant.owner);
+    for (const auto& [address, fresh] : owners)
+      by_ports[ports_of(fresh)].push_back(written(entry, address, fresh));
+    for (const auto& [ports, addresses] : by_ports) parts.push_back({addresses, ports});
   }
-  std::vector<LearnedAddress> entries;
-  entries.reserve(addresses.size());
-  for (const auto& address : addresses) {
-    auto tag = tag_with(entry.table.owners(address), opening, grant.grace_until);
-    if (!entry.found.empty() && entry.found.contains(address)) tag |= kSeveralOwners;
-    entries.push_back({.address = address,
-                       .active_until = grant.active_until,
-                       .grace_until = grant.grace_until,
-                       .owner = tag});
-  }
-  entry.table.make_room(addresses);  // so that what is in the kernel has its owner, come what may
-  if (auto status = map_.learn(entry.scope, entries, opening.ports); !status) {
+  // So that what is in the kernel has its owner, come what may.
+  for (const auto& grant : grants) entry.table.make_room(grant.addresses, grants.size());
+  if (auto status = map_.learn(entry.scope, parts); !status) {
     return fail_with(status.error().code, "{}: {}", entry.name, status.error().message);
   }
-  for (const auto& address : addresses) {
-    entry.table.add(address, {grant.opening, grant.active_until, grant.grace_until});
-  }
+  for (const auto& grant : grants)
+    for (const auto& address : grant.addresses) entry.table.add(address, grant.owner);
   return {};
 }
 

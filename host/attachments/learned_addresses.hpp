@@ -5,7 +5,7 @@
 //   LearnedAddresses learned(plane.learned(), boot_now);
 //   learned.add(id, scope, "tap7");                             // core loop
 //   if (learned.settle(id, {wire, {}, rules, image})) sever();  // core loop, after each change
-//   learned.learn("dns", id, addresses, ttl, grace, 0);         // any thread
+//   learned.learn("dns", id, {names, grants});                  // any thread
 //
 // Each attachment has a mutex of its own. Rules, owners and what the kernel has change together
 // under it, so an address is learned either before a rule goes (and goes with it) or not at all.
@@ -22,6 +22,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "attachments/core.hpp"
 #include "attachments/learned_table.hpp"
 #include "attachments/policy_cache.hpp"
 #include "attachments/wiring.hpp"
@@ -62,12 +63,7 @@ class LearnedAddresses {
 
   // ---- [any], as in Core ----
 
-  [[nodiscard]] Status learn(const std::string& instance, AttachmentId id,
-                             std::span<const Address> addresses, std::uint64_t ttl_ns,
-                             std::uint64_t grace_ns, std::uint32_t rule);
-  [[nodiscard]] Status learn_decided(const std::string& instance, AttachmentId id,
-                                     std::span<const Address> addresses, std::uint64_t ttl_ns,
-                                     std::uint64_t grace_ns, std::span<const PortRange> ports);
+  [[nodiscard]] Status learn(const std::string& instance, AttachmentId id, const NamePush& push);
   [[nodiscard]] Status revoke(const std::string& instance, AttachmentId id,
                               std::span<const Address> addresses);
 
@@ -83,16 +79,21 @@ class LearnedAddresses {
     // Of an earlier daemon, until the sources have spoken.
     std::unordered_map<Address, KnownAddress, AddressHash> found;
   };
+  // A grant of a push, once it is allowed.
   struct Grant {
-    const Opening* opening;
-    BootTime active_until, grace_until;
+    std::span<const Address> addresses;
+    LearnedTable::Owner owner;
   };
 
   [[nodiscard]] std::shared_ptr<Entry> find(AttachmentId id) const;
   [[nodiscard]] static Status may_learn(const Entry* entry, const std::string& instance,
                                         AttachmentId id);
-  [[nodiscard]] Status grant(Entry& entry, std::span<const Address> addresses, const Grant& grant,
-                             BootTime now);
+  [[nodiscard]] static Result<Grant> granted(Entry& entry, const NameGrant& asked, BootTime now);
+  [[nodiscard]] static Status check_explicit(const Entry& entry, const Grant& grant,
+                                             std::uint32_t counted, BootTime now);
+  [[nodiscard]] Status open(Entry& entry, std::span<const Grant> grants);
+  [[nodiscard]] static LearnedAddress written(const Entry& entry, const Address& address,
+                                              std::span<const LearnedTable::Owner> fresh);
   [[nodiscard]] static const Opening* decided(Entry& entry, std::span<const PortRange> ports);
   static void claim_found(Entry& entry, BootTime now, std::vector<Address>& contested);
   [[nodiscard]] bool withdraw(Entry& entry, const std::vector<Address>& orphaned,

@@ -4,10 +4,10 @@
 
 namespace sluice {
 
-void LearnedTable::make_room(std::span<const Address> addresses) {
+void LearnedTable::make_room(std::span<const Address> addresses, std::size_t owners) {
   for (const auto& address : addresses) {
-    auto& owners = owners_[address];
-    owners.reserve(owners.size() + 1);
+    auto& known = owners_[address];
+    known.reserve(known.size() + owners);
   }
 }
 

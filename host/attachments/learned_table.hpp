@@ -21,8 +21,8 @@ class LearnedTable {
     BootTime active_until, grace_until;
   };
 
-  // The next add() for each of them allocates nothing.
-  void make_room(std::span<const Address> addresses);
+  // The next `owners` add()s for each of them allocate nothing.
+  void make_room(std::span<const Address> addresses, std::size_t owners = 1);
   void add(const Address& address, const Owner& owner);
   void remove(const Address& address) { owners_.erase(address); }
   [[nodiscard]] std::span<const Owner> owners(const Address& address) const;

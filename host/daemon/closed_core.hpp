@@ -24,14 +24,7 @@ class ClosedCore final : public Core {
   }
   Result<Applied> withdraw_layer(const std::string&, AttachmentId) override { return closed(); }
   Status replace_layers(const std::string&, std::vector<LayerChange>) override { return closed(); }
-  Status learn(const std::string&, AttachmentId, std::span<const Address>, std::uint64_t,
-               std::uint64_t, std::uint32_t) override {
-    return closed();
-  }
-  Status learn_decided(const std::string&, AttachmentId, std::span<const Address>, std::uint64_t,
-                       std::uint64_t, std::span<const PortRange>) override {
-    return closed();
-  }
+  Status learn(const std::string&, AttachmentId, const NamePush&) override { return closed(); }
   Status revoke(const std::string&, AttachmentId, std::span<const Address>) override {
     return closed();
   }

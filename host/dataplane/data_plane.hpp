@@ -95,6 +95,11 @@ struct LearnedAddress {
   BootTime active_until, grace_until;
   std::uint32_t owner = 0;  // kept with it, for whoever asks; the last one written counts
 };
+// Addresses that are opened for the same ports. Borrows.
+struct LearnedPart {
+  std::span<const LearnedAddress> addresses;
+  std::span<const PortRange> ports;  // empty: every protocol and port
+};
 // One that is in the kernel.
 struct KnownAddress {
   LearnedAddress address;
@@ -108,10 +113,14 @@ class LearnedMap {
  public:
   virtual ~LearnedMap() = default;
 
-  // All or nothing. `ports` empty: every protocol and port. Extends what is there (the later of the
-  // times, the ports of both), never shortens it.
-  [[nodiscard]] virtual Status learn(std::uint32_t scope, std::span<const LearnedAddress> addresses,
-                                     std::span<const PortRange> ports) = 0;
+  // All or nothing, over all parts. Extends what is there (the later of the times, the ports of
+  // both), never shortens it.
+  [[nodiscard]] virtual Status learn(std::uint32_t scope, std::span<const LearnedPart> parts) = 0;
+  [[nodiscard]] Status learn(std::uint32_t scope, std::span<const LearnedAddress> addresses,
+                             std::span<const PortRange> ports) {
+    const LearnedPart part{addresses, ports};
+    return learn(scope, std::span(&part, 1));
+  }
   // Times and ports of one address that is there become exactly these, with no moment between in
   // which it is not there.
   [[nodiscard]] virtual Status replace(std::uint32_t scope, const LearnedAddress& address,

@@ -146,21 +146,34 @@ std::shared_ptr<KernelLearnedMap::Scope> KernelLearnedMap::find(std::uint32_t nu
   return found == scopes_.end() ? nullptr : found->second;
 }
 
-Status KernelLearnedMap::learn(std::uint32_t number, std::span<const LearnedAddress> addresses,
-                               std::span<const PortRange> ports) {
+Status KernelLearnedMap::learn(std::uint32_t number, std::span<const LearnedPart> parts) {
   const auto scope = find(number);
   if (!scope) return no_scope(number);
-  const auto port_set = port_sets_.use(ports);
-  if (!port_set) return std::unexpected(port_set.error());
 
   const std::lock_guard lock(scope->mutex);
   if (scope->closed) return no_scope(number);
-  const auto now = boot_now().nanoseconds;
   Writes writes(port_sets_);
-  writes.reserve(addresses.size());
-  for (const auto& learned : addresses) {
+  std::size_t count = 0;
+  for (const auto& part : parts) count += part.addresses.size();
+  writes.reserve(count);
+  for (const auto& part : parts) {
+    if (auto status = prepare(number, *scope, part, writes); !status) {
+      writes.back(map_, program_, 0);
+      return status;
+    }
+  }
+  return write(*scope, writes);
+}
+
+// With the scope's lock held. What is known of the part's addresses becomes what will be written.
+Status KernelLearnedMap::prepare(std::uint32_t number, Scope& scope, const LearnedPart& part,
+                                 Writes& writes) {
+  const auto port_set = port_sets_.use(part.ports);
+  if (!port_set) return std::unexpected(port_set.error());
+  const auto now = boot_now().nanoseconds;
+  for (const auto& learned : part.addresses) {
     // Known before it is written, so that whatever happens, close() finds it.
-    auto& known = scope->known.try_emplace(learned.address).first->second;
+    auto& known = scope.known.try_emplace(learned.address).first->second;
     // An answer that has ended is not prolonged: its ports would come back to life with it.
     const bool lives = known.lives(now);
     sluice_learned value{};
@@ -175,11 +188,8 @@ Status KernelLearnedMap::learn(std::uint32_t number, std::span<const LearnedAddr
       value.active_until = std::max<std::uint64_t>(value.active_until, known.active_until);
       value.grace_until = std::max<std::uint64_t>(value.grace_until, known.grace_until);
       if (known.port_set != port_set->index()) {
-        auto united = port_sets_.united(known.port_set, ports);
-        if (!united) {
-          writes.back(map_, program_, 0);
-          return std::unexpected(united.error());
-        }
+        auto united = port_sets_.united(known.port_set, part.ports);
+        if (!united) return std::unexpected(united.error());
         value.port_set = both.emplace(std::move(*united)).index();
       }
       if (known == Known{value.active_until, value.grace_until, value.port_set, value.owner})
@@ -192,7 +202,7 @@ Status KernelLearnedMap::learn(std::uint32_t number, std::span<const LearnedAddr
     }
     writes.add(key, value, known, in_kernel);
   }
-  return write(*scope, writes);
+  return {};
 }
 
 Status KernelLearnedMap::replace(std::uint32_t number, const LearnedAddress& address,

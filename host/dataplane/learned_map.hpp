@@ -30,8 +30,8 @@ class KernelLearnedMap final : public LearnedMap {
   KernelLearnedMap(int map, int port_sets, std::uint32_t port_set_entries, int program = -1);
 
   // [any]
-  [[nodiscard]] Status learn(std::uint32_t scope, std::span<const LearnedAddress> addresses,
-                             std::span<const PortRange> ports) override;
+  using LearnedMap::learn;
+  [[nodiscard]] Status learn(std::uint32_t scope, std::span<const LearnedPart> parts) override;
   [[nodiscard]] Status replace(std::uint32_t scope, const LearnedAddress& address,
                                std::span<const PortRange> ports) override;
   Status revoke(std::uint32_t scope, std::span<const Address> addresses) override;
@@ -73,6 +73,8 @@ class KernelLearnedMap final : public LearnedMap {
   struct Writes;
 
   [[nodiscard]] std::shared_ptr<Scope> find(std::uint32_t number) const;
+  [[nodiscard]] Status prepare(std::uint32_t number, Scope& scope, const LearnedPart& part,
+                               Writes& writes);
   [[nodiscard]] Status write(Scope& scope, Writes& writes);
   void remove(std::uint32_t number, std::span<const Address> addresses);
   void forget(Scope& scope, const Address& address);

@@ -12,8 +12,12 @@ constexpr std::array<std::uint8_t, 12> kMapped{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xf
 // is read.
 constexpr std::size_t kMostLabels = 1024;
 constexpr std::size_t kLongestText = 1 << 16;
-constexpr std::size_t kMostRanges = 1024;  // of one rule
-constexpr std::size_t kMostTypes = 256;    // likewise
+constexpr std::size_t kMostRanges = 1024;       // of one rule
+constexpr std::size_t kMostTypes = 256;         // likewise
+constexpr std::size_t kLongestNameText = 1024;  // 255 octets, each as \DDD
+constexpr std::size_t kMostPushNames = 64;      // of one push
+constexpr std::size_t kMostGrants = 4096;       // likewise
+constexpr std::size_t kMostPushed = 1 << 16;    // addresses over all grants
 
 Result<std::string> text_from(const sluice_string& raw, const char* what) {
   if (raw.length > kLongestText)
@@ -198,22 +202,83 @@ Result<Layer> layer_from(const sluice_layer* writers) {
   return layer;
 }
 
+namespace {
+
+Status address_from(const sluice_address& raw, std::size_t index,
+                    std::array<std::uint8_t, 16>& address) {
+  if (raw.family == 4) {
+    std::copy(kMapped.begin(), kMapped.end(), address.begin());
+    std::copy_n(raw.bytes, 4, address.begin() + 12);
+  } else if (raw.family == 6) {
+    std::copy_n(raw.bytes, 16, address.begin());
+  } else {
+    return fail("address {}: family {} is neither 4 nor 6", index, raw.family);
+  }
+  return {};
+}
+
+}  // namespace
+
 Result<std::vector<std::array<std::uint8_t, 16>>> addresses_from(const sluice_address* raw,
                                                                  std::size_t count) {
   if (count > 0 && raw == nullptr) return fail("{} addresses and no list of them", count);
   std::vector<std::array<std::uint8_t, 16>> addresses(count);
   for (std::size_t i = 0; i < count; ++i) {
-    if (raw[i].family == 4) {
-      std::copy(kMapped.begin(), kMapped.end(), addresses[i].begin());
-      std::copy_n(raw[i].bytes, 4, addresses[i].begin() + 12);
-    } else if (raw[i].family == 6) {
-      std::copy_n(raw[i].bytes, 16, addresses[i].begin());
-    } else {
-      auto error = fail("address {}: family {} is neither 4 nor 6", i, raw[i].family);
-      return std::unexpected(std::move(error.error()));
-    }
+    if (auto status = address_from(raw[i], i, addresses[i]); !status)
+      return std::unexpected(status.error());
   }
   return addresses;
+}
+
+Status PushFrom::read(const sluice_push* writers) {
+  if (writers == nullptr) return fail("no push was given");
+  const auto raw = known_part(writers);
+  if (raw.name_count == 0 || raw.names == nullptr)
+    return fail("a push without the name that was asked for");
+  if (raw.name_count > kMostPushNames)
+    return fail_with(E2BIG, "{} names; at most {} are taken", raw.name_count, kMostPushNames);
+  if (raw.grant_count > 0 && raw.grants == nullptr)
+    return fail("{} grants and no list of them", raw.grant_count);
+  if (raw.grant_count > kMostGrants)
+    return fail_with(E2BIG, "{} grants; at most {} are taken", raw.grant_count, kMostGrants);
+  names_.reserve(raw.name_count);
+  for (std::size_t i = 0; i < raw.name_count; ++i) {
+    const auto name = names_.emplace_back(view(raw.names[i]));
+    if (name.empty() || name.size() > kLongestNameText)
+      return fail("name {} of a push has {} bytes, where 1 to {} are taken", i, name.size(),
+                  kLongestNameText);
+  }
+  std::size_t count = 0;
+  for (std::size_t i = 0; i < raw.grant_count; ++i) {
+    const auto grant = known_part(element(raw.grants, i));
+    if (grant.address_count > 0 && grant.addresses == nullptr)
+      return fail("grant {}: {} addresses and no list of them", i, grant.address_count);
+    if (grant.address_count > kMostPushed - count)
+      return fail_with(E2BIG, "more than {} addresses in one push", kMostPushed);
+    count += grant.address_count;
+  }
+  addresses_.resize(count);
+  ports_.reserve(raw.grant_count);
+  grants_.reserve(raw.grant_count);
+  std::size_t at = 0;
+  for (std::size_t i = 0; i < raw.grant_count; ++i) {
+    const auto grant = known_part(element(raw.grants, i));
+    auto ports = ports_from(grant.ports, grant.port_count);
+    if (!ports) return std::unexpected(ports.error());
+    if (!ports->empty() && grant.rule != SLUICE_NO_RULE)
+      return fail("grant {}: under a rule the ports are the rule's", i);
+    ports_.push_back(std::move(*ports));
+    const auto begin = at;
+    for (std::size_t k = 0; k < grant.address_count; ++k, ++at) {
+      if (auto status = address_from(grant.addresses[k], k, addresses_[at]); !status) return status;
+    }
+    grants_.push_back({.rule = grant.rule,
+                       .addresses = std::span(addresses_).subspan(begin, at - begin),
+                       .ttl_ns = grant.ttl_ns,
+                       .grace_ns = grant.grace_ns,
+                       .ports = ports_.back()});
+  }
+  return {};
 }
 
 Result<std::vector<PortRange>> ports_from(const sluice_port_range* raw, std::size_t count) {

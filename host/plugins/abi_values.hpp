@@ -47,6 +47,24 @@ const T* element(const T* first, std::size_t index) {
                                                         std::size_t count);
 [[nodiscard]] Result<std::vector<Prefix>> prefixes_from(const sluice_prefix* raw,
                                                         std::size_t count);
+
+// A push, checked, and what it borrows from.
+class PushFrom {
+ public:
+  PushFrom() = default;
+  PushFrom(const PushFrom&) = delete;
+  PushFrom& operator=(const PushFrom&) = delete;
+  // Once.
+  [[nodiscard]] Status read(const sluice_push* writers);
+  [[nodiscard]] NamePush get() const { return {names_, grants_}; }
+
+ private:
+  std::vector<std::string_view> names_;
+  std::vector<std::array<std::uint8_t, 16>> addresses_;  // sized whole first
+  std::vector<std::vector<PortRange>> ports_;            // likewise, reserved
+  std::vector<NameGrant> grants_;
+};
+
 // What a descriptor may be kept under.
 [[nodiscard]] Result<std::string> fd_name_from(const sluice_string& raw);
 [[nodiscard]] std::vector<OptionDeclaration> declarations_of(const sluice_plugin& table);

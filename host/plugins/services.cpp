@@ -225,14 +225,13 @@ int replace_layers(sluice_host* host, const sluice_attachment* ids, const sluice
 
 // ---- resolver -----------------------------------------------------------------------------------
 
-int learn(sluice_host* host, sluice_attachment id, const sluice_address* raw, std::size_t count,
-          std::uint64_t ttl_ns, std::uint64_t grace_ns, std::uint32_t rule,
+int learn(sluice_host* host, sluice_attachment id, const sluice_push* raw,
           sluice_applied* applied) noexcept {
   return served_any(host, "learn", [&](PluginRun& run) {
-    const auto addresses = abi::addresses_from(raw, count);
-    if (!addresses) return refuse(addresses.error(), applied);
+    abi::PushFrom push;
+    if (auto status = push.read(raw); !status) return refuse(status.error(), applied);
     return run.direct([&](Core& core) {
-      const auto status = core.learn(run.instance(), {id}, *addresses, ttl_ns, grace_ns, rule);
+      const auto status = core.learn(run.instance(), {id}, push.get());
       if (status) abi::write_applied(applied, {});
       return answer(status, applied);
     });
@@ -245,23 +244,6 @@ int revoke(sluice_host* host, sluice_attachment id, const sluice_address* raw,
     if (!addresses) return refuse(addresses.error());
     return run.direct(
         [&](Core& core) { return answer(core.revoke(run.instance(), {id}, *addresses)); });
-  });
-}
-int learn_decided(sluice_host* host, sluice_attachment id, const sluice_address* raw,
-                  std::size_t count, std::uint64_t ttl_ns, std::uint64_t grace_ns,
-                  const sluice_port_range* raw_ports, std::size_t port_count,
-                  sluice_applied* applied) noexcept {
-  return served_any(host, "learn_decided", [&](PluginRun& run) {
-    const auto addresses = abi::addresses_from(raw, count);
-    if (!addresses) return refuse(addresses.error(), applied);
-    const auto ports = abi::ports_from(raw_ports, port_count);
-    if (!ports) return refuse(ports.error(), applied);
-    return run.direct([&](Core& core) {
-      const auto status =
-          core.learn_decided(run.instance(), {id}, *addresses, ttl_ns, grace_ns, *ports);
-      if (status) abi::write_applied(applied, {});
-      return answer(status, applied);
-    });
   });
 }
 int serve(sluice_host* host, const sluice_listener* raw, std::size_t count) noexcept {
@@ -393,7 +375,6 @@ constexpr sluice_resolver_services kResolver{.size = sizeof(sluice_resolver_serv
                                              .serve = serve,
                                              .asker_of_mark = asker_of_mark,
                                              .asker_of_stream = asker_of_stream,
-                                             .learn_decided = learn_decided,
                                              .ask = ask,
                                              .pushed = pushed,
                                              .report = report};

@@ -373,8 +373,8 @@ void Engine::give_decided_addresses(Asked& asked, const Ruling& ruling) {
                                   0, std::chrono::floor<seconds>(decision.address_ttl).count())),
                               settings_->most_ttl);
   if (!granted_.empty()) {
-    const int error =
-        push(asked, ruling, std::max(ttl * kSecond, settings_->floor) + settings_->grace, refused_);
+    const int error = push(asked, ruling, nullptr,
+                           std::max(ttl * kSecond, settings_->floor) + settings_->grace, refused_);
     if (error != 0) return fail(asked, ede::other, "the addresses could not be opened");
   }
   if (granted_.empty() && any)
@@ -704,78 +704,104 @@ Reserved Engine::vetted(const Tenant& tenant, const Ruling& ruling, const sdk::D
 
 // `granted_` in, each vetted for at least one rule; out, sorted: what is in the kernel now. What
 // explicit denies forbid goes to `refused`.
-int Engine::push(Asked& asked, const Ruling& ruling, std::uint64_t ttl_ns,
-                 std::vector<sdk::Address>& refused) {
-  const auto& state = asked.tenant.state;
+int Engine::push(Asked& asked, const Ruling& ruling, const CachedAnswer* answer,
+                 std::uint64_t ttl_ns, std::vector<sdk::Address>& refused) {
   const auto began = around_.host.boot_now();
-  std::vector<sdk::Address> taken, batch;
-  const auto learn = [&](const Voucher& voucher) {
-    while (!batch.empty()) {
-      const auto result =
-          around_.host.learn(state.attachment, batch, ttl_ns, settings_->live_flows, voucher);
-      ++counters_.pushes;
-      if (result.error == 0) {
-        counters_.pushed_addresses += batch.size();
-        return 0;
-      }
-      if (result.error != EACCES) return result.error;
-      if (result.address < batch.size()) {
-        batch.erase(batch.begin() + static_cast<std::ptrdiff_t>(result.address));
-        continue;
-      }
-      if (batch.size() == 1) {
-        batch.clear();
-        return 0;
-      }
-      // The host does not say which one: one by one.
-      std::vector<sdk::Address> good;
-      for (const auto& address : batch) {
-        const auto single = around_.host.learn(state.attachment, std::span(&address, 1), ttl_ns,
-                                               settings_->live_flows, voucher);
-        if (single.error == 0) good.push_back(address);
-        if (single.error != 0 && single.error != EACCES) return single.error;
-      }
-      batch.swap(good);
-      return 0;
-    }
-    return 0;
-  };
   if (granted_.size() > 1) {
     std::ranges::sort(granted_);
     const auto twice = std::ranges::unique(granted_);
     granted_.erase(twice.begin(), twice.end());
   }
-  int error = 0;
+  collect_batches(asked, ruling, ttl_ns);
+  collect_names(asked, answer);
+  const auto result = learn_batches(asked.tenant.state.attachment);
+  asked.push_ns = around_.host.boot_now() - began;
+  if (result.error != 0) return result.error;
+
+  const auto batches = std::span(batches_).first(batch_count_);
+  if (batches.size() == 1 && batches[0].addresses.size() == granted_.size()) return 0;
+  std::vector<sdk::Address> taken;
+  for (const auto& batch : batches)
+    taken.insert(taken.end(), batch.addresses.begin(), batch.addresses.end());
+  std::ranges::sort(taken);
+  const auto twice = std::ranges::unique(taken);
+  taken.erase(twice.begin(), twice.end());
+  std::ranges::set_difference(granted_, taken, std::back_inserter(refused));
+  granted_.swap(taken);
+  return 0;
+}
+
+// Which of the granted addresses each rule that decided may open.
+void Engine::collect_batches(const Asked& asked, const Ruling& ruling, std::uint64_t ttl_ns) {
+  batch_count_ = 0;
+  const auto add = [&](std::uint32_t rule) -> Batch& {
+    if (batches_.size() == batch_count_) batches_.emplace_back();
+    auto& batch = batches_[batch_count_++];
+    batch.grant = {
+        .rule = rule, .ttl = nanoseconds(ttl_ns), .grace = nanoseconds(settings_->live_flows)};
+    batch.addresses.clear();
+    return batch;
+  };
   if (ruling.kind == Ruling::decided) {
-    batch = granted_;
-    error = learn({.rule = SLUICE_NO_RULE, .decision = asked.decision.get()});
-    taken = batch;
-  } else {
-    for (const auto number : ruling.match.rules) {
-      const auto& ranges = state.rules->rule(number).ranges;
-      batch.clear();
-      std::ranges::copy_if(granted_, std::back_inserter(batch), [&](const auto& address) {
-        return vet(address, ranges, *own_.get()) == Reserved::ordinary;
-      });
-      error = learn({.rule = (*state.ids)[number], .decision = nullptr});
-      if (error != 0) break;
-      if (taken.empty()) {
-        taken.swap(batch);
-      } else {
-        taken.insert(taken.end(), batch.begin(), batch.end());
-        std::ranges::sort(taken);
-        const auto twice = std::ranges::unique(taken);
-        taken.erase(twice.begin(), twice.end());
+    auto& batch = add(SLUICE_NO_RULE);
+    batch.grant.ports = asked.decision->ports;
+    batch.addresses = granted_;
+    return;
+  }
+  const auto& state = asked.tenant.state;
+  for (const auto number : ruling.match.rules) {
+    auto& batch = add((*state.ids)[number]);
+    const auto& ranges = state.rules->rule(number).ranges;
+    std::ranges::copy_if(granted_, std::back_inserter(batch.addresses), [&](const auto& address) {
+      return vet(address, ranges, *own_.get()) == Reserved::ordinary;
+    });
+  }
+}
+
+void Engine::collect_names(const Asked& asked, const CachedAnswer* answer) {
+  name_texts_.clear();
+  std::array<std::size_t, 1 + kMostLinks + kMostTargets> ends;
+  std::size_t count = 0;
+  const auto add = [&](const Name& name) {
+    name_texts_ += name.text().view();
+    ends[count++] = name_texts_.size();
+    return count < ends.size();
+  };
+  if (answer == nullptr || answer->names.size() == 0)
+    add(asked.question().name);
+  else
+    answer->names.for_each(add);
+  names_.clear();
+  for (std::size_t i = 0, begin = 0; i < count; begin = ends[i++])
+    names_.push_back(std::string_view(name_texts_).substr(begin, ends[i] - begin));
+}
+
+// One push of all batches; again without what explicit denies forbid, until it is taken or refused
+// whole.
+LearnResult Engine::learn_batches(std::uint64_t attachment) {
+  for (;;) {
+    pushed_.clear();
+    std::size_t count = 0;
+    for (auto& batch : std::span(batches_).first(batch_count_)) {
+      if (batch.addresses.empty()) continue;
+      batch.grant.addresses = batch.addresses;
+      pushed_.push_back(batch.grant);
+      count += batch.addresses.size();
+    }
+    if (pushed_.empty()) return {};
+    const auto result = around_.host.learn(attachment, names_, pushed_);
+    ++counters_.pushes;
+    if (result.error == 0) counters_.pushed_addresses += count;
+    if (result.error != EACCES || result.address >= count) return result;
+    std::size_t at = result.address;
+    for (auto& batch : std::span(batches_).first(batch_count_)) {
+      if (at < batch.addresses.size()) {
+        batch.addresses.erase(batch.addresses.begin() + static_cast<std::ptrdiff_t>(at));
+        break;
       }
+      at -= batch.addresses.size();
     }
   }
-  asked.push_ns = around_.host.boot_now() - began;
-  if (error != 0) return error;
-  if (taken.size() != granted_.size()) {
-    std::ranges::set_difference(granted_, taken, std::back_inserter(refused));
-    granted_.swap(taken);
-  }
-  return 0;
 }
 
 // From the waiting line: by the rules of now.
@@ -827,7 +853,7 @@ void Engine::conclude(Asked& asked, const Ruling& ruling, const CachedAnswer& an
   // With a short TTL the floor moves on with each answer; a little more at once spares most pushes.
   const std::uint64_t more = sent_ns < settings_->floor ? settings_->floor / 2 : 0;
   if (!granted_.empty()) {
-    const int error = push(asked, ruling, stay + more, refused_);
+    const int error = push(asked, ruling, &answer, stay + more, refused_);
     if (error == ESTALE) return fail(asked, ede::not_ready, "the rules are changing");
     if (error != 0) return fail(asked, ede::other, "the addresses could not be opened");
   }

@@ -178,10 +178,13 @@ class Engine final : private UpstreamOwner {
   void conclude(Asked& asked, const CachedAnswer& answer);
   void conclude(Asked& asked, const Ruling& ruling, const CachedAnswer& answer);
   void give_decided_addresses(Asked& asked, const Ruling& ruling);
-  // Learns what `granted_` holds and shortens it to what the kernel took. The error that ends it,
-  // or 0.
-  [[nodiscard]] int push(Asked& asked, const Ruling& ruling, std::uint64_t ttl_ns,
-                         std::vector<sdk::Address>& refused);
+  // Learns what `granted_` holds and shortens it to what the kernel took, all of it or nothing. The
+  // error that ends it, or 0. `answer`: null where the name itself has the addresses.
+  [[nodiscard]] int push(Asked& asked, const Ruling& ruling, const CachedAnswer* answer,
+                         std::uint64_t ttl_ns, std::vector<sdk::Address>& refused);
+  void collect_batches(const Asked& asked, const Ruling& ruling, std::uint64_t ttl_ns);
+  void collect_names(const Asked& asked, const CachedAnswer* answer);
+  [[nodiscard]] LearnResult learn_batches(std::uint64_t attachment);
   [[nodiscard]] Reserved vetted(const Tenant& tenant, const Ruling& ruling,
                                 const sdk::Decision* decision, const sdk::Address& address);
   // Of the chain and the target names: the pattern of a deny rule that speaks of one.
@@ -250,6 +253,16 @@ class Engine final : private UpstreamOwner {
   std::vector<Grant> grants_;
   Answer answer_;
   std::vector<sdk::Address> granted_, refused_;
+  // Of a push: what each rule that decided opens.
+  struct Batch {
+    sdk::Grant grant;
+    std::vector<sdk::Address> addresses;
+  };
+  std::vector<Batch> batches_;
+  std::size_t batch_count_ = 0;
+  std::vector<sdk::Grant> pushed_;
+  std::string name_texts_;
+  std::vector<std::string_view> names_;
   std::vector<std::uint8_t> message_;
   std::vector<std::uint16_t> offsets_;
 };

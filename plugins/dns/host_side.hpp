@@ -15,15 +15,10 @@
 
 namespace sluice::dns {
 
-// Who answers for addresses in the kernel: a domain rule, or a decision with its ports.
-struct Voucher {
-  std::uint32_t rule = SLUICE_NO_RULE;      // as Rule::id has it
-  const sdk::Decision* decision = nullptr;  // where there is no rule
-};
-
 struct LearnResult {
-  int error = 0;                       // 0, or a positive errno
-  std::uint32_t address = UINT32_MAX;  // EACCES: which one is denied, if the host says
+  int error = 0;  // 0, or a positive errno
+  // EACCES: which address is denied, if the host says, counted through over all grants.
+  std::uint32_t address = UINT32_MAX;
 };
 
 enum class AskResult : std::uint8_t { asked, no_decider, down };
@@ -36,11 +31,11 @@ class HostSide {
   // 0: nobody.
   [[nodiscard]] virtual std::uint64_t asker_of_mark(std::uint32_t mark) noexcept = 0;
   [[nodiscard]] virtual std::uint64_t asker_of_stream(int accepted) noexcept = 0;
-  // Returns when all of the addresses are in the kernel, or none of them.
+  // Returns when all of it is in the kernel, or nothing. `names`: the question's, then every one
+  // that it led to.
   [[nodiscard]] virtual LearnResult learn(std::uint64_t attachment,
-                                          std::span<const sdk::Address> addresses,
-                                          std::uint64_t ttl_ns, std::uint64_t grace_ns,
-                                          const Voucher& voucher) noexcept = 0;
+                                          std::span<const std::string_view> names,
+                                          std::span<const sdk::Grant> grants) noexcept = 0;
   [[nodiscard]] virtual AskResult ask(const sdk::Query& query, std::uint64_t deadline) noexcept = 0;
   virtual void report(std::span<const sluice_query_report> reports) noexcept = 0;
   virtual void say(sdk::LogLevel level, std::string_view text) noexcept = 0;

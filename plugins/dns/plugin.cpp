@@ -331,6 +331,12 @@ void DnsPlugin::settle_pushed(std::uint64_t push_id, const sdk::Answer& answer) 
   };
 
   const auto name = read(answer.name);
+  std::vector<Name> chain;
+  std::vector<std::string> names{std::string(name.text().view())};
+  for (const auto& link : answer.chain) {
+    chain.push_back(read(link));
+    names.emplace_back(chain.back().text().view());
+  }
   std::string why;
   Match match;
   if (state.mode == sdk::Mode::block_all) why = "everything is blocked";
@@ -338,11 +344,10 @@ void DnsPlugin::settle_pushed(std::uint64_t push_id, const sdk::Answer& answer) 
     match = state.rules->match(name, now());
     if (match.verdict == Verdict::deny)
       why = answer.name + " is denied by " + std::string(state.rules->pattern(match.rules.front()));
-    for (const auto& link : answer.chain) {
-      if (!why.empty()) break;
-      const auto of_link = state.rules->match(read(link), now());
+    for (std::size_t i = 0; i < chain.size() && why.empty(); ++i) {
+      const auto of_link = state.rules->match(chain[i], now());
       if (of_link.verdict == Verdict::deny)
-        why = answer.name + " is an alias of " + link + ", which is denied by " +
+        why = answer.name + " is an alias of " + answer.chain[i] + ", which is denied by " +
               std::string(state.rules->pattern(of_link.rules.front()));
     }
   }
@@ -370,14 +375,21 @@ void DnsPlugin::settle_pushed(std::uint64_t push_id, const sdk::Answer& answer) 
                   std::string(state.rules->pattern(number)) + " does not open";
           }
     }
-    if (why.empty())
+    if (why.empty()) {
+      std::vector<sdk::Grant> grants;
       for (const auto number : match.rules)
         for (const auto& [ttl, addresses] : by_ttl) {
           const auto stay =
               std::max(std::uint64_t{ttl} * 1'000'000'000, settings_->floor) + settings_->grace;
-          Resolver::learn(answer.attachment, addresses, nanoseconds(stay),
-                          nanoseconds(settings_->live_flows), (*state.ids)[number]);
+          grants.push_back({.rule = (*state.ids)[number],
+                            .addresses = addresses,
+                            .ttl = nanoseconds(stay),
+                            .grace = nanoseconds(settings_->live_flows)});
         }
+      if (!grants.empty())
+        Resolver::learn(answer.attachment,
+                        std::vector<std::string_view>(names.begin(), names.end()), grants);
+    }
   }
 
   sluice_query_report report{};
@@ -427,16 +439,10 @@ std::uint64_t DnsPlugin::asker_of_stream(int accepted) noexcept {
   }
 }
 
-LearnResult DnsPlugin::learn(std::uint64_t attachment, std::span<const sdk::Address> addresses,
-                             std::uint64_t ttl_ns, std::uint64_t grace_ns,
-                             const Voucher& voucher) noexcept {
+LearnResult DnsPlugin::learn(std::uint64_t attachment, std::span<const std::string_view> names,
+                             std::span<const sdk::Grant> grants) noexcept {
   try {
-    if (voucher.decision != nullptr)
-      learn_decided({attachment}, addresses, nanoseconds(ttl_ns), nanoseconds(grace_ns),
-                    voucher.decision->ports);
-    else
-      Resolver::learn({attachment}, addresses, nanoseconds(ttl_ns), nanoseconds(grace_ns),
-                      voucher.rule);
+    Resolver::learn({attachment}, names, grants);
     return {};
   } catch (const sdk::Error& error) {
     return {.error = error.code(), .address = error.rule_index()};

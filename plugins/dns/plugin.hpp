@@ -126,9 +126,8 @@ class DnsPlugin : public sdk::Plugin, public sdk::Resolver, private HostSide {
   std::uint64_t boot_now() const noexcept override;
   std::uint64_t asker_of_mark(std::uint32_t mark) noexcept override;
   std::uint64_t asker_of_stream(int accepted) noexcept override;
-  LearnResult learn(std::uint64_t attachment, std::span<const sdk::Address> addresses,
-                    std::uint64_t ttl_ns, std::uint64_t grace_ns,
-                    const Voucher& voucher) noexcept override;
+  LearnResult learn(std::uint64_t attachment, std::span<const std::string_view> names,
+                    std::span<const sdk::Grant> grants) noexcept override;
   AskResult ask(const sdk::Query& query, std::uint64_t deadline) noexcept override;
   void report(std::span<const sluice_query_report> reports) noexcept override;
   void say(sdk::LogLevel level, std::string_view text) noexcept override;

@@ -155,16 +155,13 @@ class FakeCore final : public Core {
     for (auto& change : changes) layers[change.attachment.value] = std::move(change.layer);
     return {};
   }
-  Status learn(const std::string&, AttachmentId, std::span<const Address> addresses, std::uint64_t,
-               std::uint64_t, std::uint32_t) override {
+  Status learn(const std::string&, AttachmentId, const NamePush& push) override {
     const std::lock_guard lock(mutex_);
-    learning_.learned.insert(learning_.learned.end(), addresses.begin(), addresses.end());
+    for (const auto& grant : push.grants)
+      learning_.learned.insert(learning_.learned.end(), grant.addresses.begin(),
+                               grant.addresses.end());
     learning_.threads.insert(std::this_thread::get_id());
     return {};
-  }
-  Status learn_decided(const std::string&, AttachmentId, std::span<const Address>, std::uint64_t,
-                       std::uint64_t, std::span<const PortRange>) override {
-    return fail_with(EPERM, "nobody decides here");
   }
   Status revoke(const std::string&, AttachmentId, std::span<const Address> addresses) override {
     const std::lock_guard lock(mutex_);

@@ -80,8 +80,8 @@ class FakeLearnedMap final : public LearnedMap {
  public:
   FakeLearnedMap(std::shared_ptr<FakeKernel> kernel, std::shared_ptr<FakeScript> script)
       : kernel_(std::move(kernel)), script_(std::move(script)) {}
-  Status learn(std::uint32_t scope, std::span<const LearnedAddress> addresses,
-               std::span<const PortRange> ports) override;
+  using LearnedMap::learn;
+  Status learn(std::uint32_t scope, std::span<const LearnedPart> parts) override;
   Status replace(std::uint32_t scope, const LearnedAddress& address,
                  std::span<const PortRange> ports) override;
   Status revoke(std::uint32_t scope, std::span<const Address> addresses) override;

@@ -42,12 +42,15 @@ class FakeHost {
     LogLevel level = LogLevel::info;
     std::string text;
   };
+  // A grant of a push. Pushes are taken or refused whole.
   struct Learned {
     AttachmentId attachment;
     std::vector<Address> addresses;
     std::chrono::nanoseconds ttl{}, grace{};
-    std::uint32_t rule = 0;          // SLUICE_NO_RULE: by learn_decided
-    std::vector<PortRange> ports{};  // of learn_decided
+    std::uint32_t rule = 0;            // SLUICE_NO_RULE: by a decision
+    std::vector<PortRange> ports{};    // of a decision
+    std::vector<std::string> names{};  // of the push
+    std::size_t push = 0;              // which one: grants of one push have the same number
   };
   struct Asked {
     Query query;
@@ -438,9 +441,9 @@ class FakeHost {
   }
   // Only the next `times` calls.
   void refuse_times(std::size_t times, const std::string& service, int code,
-                    std::string message = {}) {
+                    std::string message = {}, std::uint32_t rule_index = Error::kNoRule) {
     const std::lock_guard lock(mutex_);
-    refusals_[service] = {code, std::move(message), Error::kNoRule, SIZE_MAX, times};
+    refusals_[service] = {code, std::move(message), rule_index, SIZE_MAX, times};
   }
   void allow(const std::string& service) {
     const std::lock_guard lock(mutex_);
@@ -1051,21 +1054,37 @@ class FakeHost {
     return table;
   }
 
-  int learn(const char* service, Learned learned, sluice_applied* applied) {
-    if (const int refused = admit_any(service,
-                                      std::to_string(learned.attachment.value) + " (" +
-                                          std::to_string(learned.addresses.size()) + " addresses)",
-                                      applied))
+  int learn(sluice_attachment id, const sluice_push* push, sluice_applied* applied) {
+    std::vector<Learned> grants;
+    std::size_t count = 0;
+    for (std::size_t i = 0; i < push->grant_count; ++i) {
+      const auto* const raw = detail::element(push->grants, i);
+      auto& grant =
+          grants.emplace_back(Learned{{id},
+                                      detail::addresses_of(raw->addresses, raw->address_count),
+                                      std::chrono::nanoseconds(raw->ttl_ns),
+                                      std::chrono::nanoseconds(raw->grace_ns),
+                                      raw->rule,
+                                      detail::ports_of(raw->ports, raw->port_count)});
+      for (std::size_t k = 0; k < push->name_count; ++k)
+        grant.names.emplace_back(detail::view(push->names[k]));
+      count += raw->address_count;
+    }
+    if (const int refused = admit_any(
+            "learn", std::to_string(id) + " (" + std::to_string(count) + " addresses)", applied))
       return refused;
     std::function<void(const Learned&)> look;
     {
       const std::lock_guard lock(mutex_);
       look = on_learn_;
+      ++pushes_;
+      for (auto& grant : grants) grant.push = pushes_;
     }
-    if (look) look(learned);
+    if (look)
+      for (const auto& grant : grants) look(grant);
     {
       const std::lock_guard lock(mutex_);
-      learned_.push_back(std::move(learned));
+      std::move(grants.begin(), grants.end(), std::back_inserter(learned_));
     }
     note_change();
     return 0;
@@ -1091,19 +1110,8 @@ class FakeHost {
   static const sluice_resolver_services& resolver_table() {
     static const sluice_resolver_services table{
         .size = sizeof(sluice_resolver_services),
-        .learn =
-            [](sluice_host* host, sluice_attachment id, const sluice_address* raw,
-               std::size_t count, std::uint64_t ttl, std::uint64_t grace, std::uint32_t rule,
-               sluice_applied* applied) {
-              return of(host).learn("learn",
-                                    {{id},
-                                     detail::addresses_of(raw, count),
-                                     std::chrono::nanoseconds(ttl),
-                                     std::chrono::nanoseconds(grace),
-                                     rule,
-                                     {}},
-                                    applied);
-            },
+        .learn = [](sluice_host* host, sluice_attachment id, const sluice_push* push,
+                    sluice_applied* applied) { return of(host).learn(id, push, applied); },
         .revoke =
             [](sluice_host* host, sluice_attachment id, const sluice_address* raw,
                std::size_t count) {
@@ -1156,19 +1164,6 @@ class FakeHost {
               asked->port = end.port;
               std::memcpy(asked->address, end.address.bytes.data(), sizeof asked->address);
               return 0;
-            },
-        .learn_decided =
-            [](sluice_host* host, sluice_attachment id, const sluice_address* raw,
-               std::size_t count, std::uint64_t ttl, std::uint64_t grace,
-               const sluice_port_range* ports, std::size_t port_count, sluice_applied* applied) {
-              return of(host).learn("learn_decided",
-                                    {{id},
-                                     detail::addresses_of(raw, count),
-                                     std::chrono::nanoseconds(ttl),
-                                     std::chrono::nanoseconds(grace),
-                                     SLUICE_NO_RULE,
-                                     detail::ports_of(ports, port_count)},
-                                    applied);
             },
         .ask =
             [](sluice_host* host, const sluice_query* raw, std::uint64_t deadline) {
@@ -1312,6 +1307,7 @@ class FakeHost {
   std::map<std::string, Refusal> refusals_;
   std::vector<std::string> calls_;
   std::vector<Learned> learned_;
+  std::size_t pushes_ = 0;
   std::function<void(const Learned&)> on_learn_;
   std::map<std::uint32_t, AttachmentId> marks_;
   AttachmentId stream_asker_;

@@ -267,6 +267,28 @@ struct sluice_answer_address {
   uint8_t bytes[16];
 };
 
+/* Of a push: what one domain rule, or the word of a decider, opens. */
+struct sluice_grant {
+  uint32_t size;
+  uint32_t rule; /* sluice_rule.id as domain_rules gave it; SLUICE_NO_RULE: no rule names it, and a decider of the wire allowed it */
+  const struct sluice_address *addresses;
+  size_t address_count;
+  uint64_t ttl_ns;                       /* how long new connections may use them */
+  uint64_t grace_ns;                     /* how much longer live ones may */
+  const struct sluice_port_range *ports; /* without a rule: what they are opened for */
+  size_t port_count;                     /* 0: every protocol and port */
+};
+
+/* What has to be open before one answer may be given. */
+struct sluice_push {
+  uint32_t size;
+  uint32_t reserved;
+  const struct sluice_string *names; /* the question's name, then every name that led from it to an address; form as in sluice_query */
+  size_t name_count;                 /* 1 at least */
+  const struct sluice_grant *grants; /* several where several rules decide on the name, or where TTLs differ */
+  size_t grant_count;
+};
+
 /* An answer that another DNS server found for a question of an attachment and will give once it may. */
 struct sluice_answer {
   uint32_t size;
@@ -406,13 +428,12 @@ struct sluice_policy_services {
 
 struct sluice_resolver_services {
   uint32_t size;
-  /* [any], before 1.1 [strand]. Returns when the addresses are in the kernel; all or nothing. `ttl_ns`: how long new
-     connections may use them; `grace_ns`: how much longer live ones may. `rule`: sluice_rule.id as given by domain_rules. -ESTALE:
-     no rule of that id is in force any more: judge again by the list that came last, or is about to. -EACCES: an explicit rule or
-     the floor denies an address; rule_index is the index of that address. -ENOSPC: no room. */
-  int (*learn)(struct sluice_host *, sluice_attachment, const struct sluice_address *, size_t count, uint64_t ttl_ns,
-               uint64_t grace_ns, uint32_t rule, struct sluice_applied *);
-  /* [any], before 1.1 [strand]. */
+  /* [any] Returns when all of the push is in the kernel; all or nothing, over all of its grants. An address under several grants
+     is opened for the ports of all of them. -ESTALE: a grant names a rule that is not in force any more: judge again by the list that
+     came last, or is about to. -EACCES: an explicit rule or the floor denies an address on all ports of its grant; rule_index counts
+     the addresses of all grants through. -EPERM: nobody decides there. -ENOSPC: no room. */
+  int (*learn)(struct sluice_host *, sluice_attachment, const struct sluice_push *, struct sluice_applied *);
+  /* [any] */
   int (*revoke)(struct sluice_host *, sluice_attachment, const struct sluice_address *, size_t count);
   /* since 1.1 */
   /* [strand] The sockets that take port 53 of every attachment whose wire names this instance; replaces the former set, an empty
@@ -426,9 +447,6 @@ struct sluice_resolver_services {
   /* [any] Who is at the other end of a connection accepted on a listener, and which server it thinks it talks to. -ENOENT: nobody
      known; close it. */
   int (*asker_of_stream)(struct sluice_host *, int accepted_fd, sluice_attachment *, struct sluice_endpoint *asked);
-  /* [any] As learn(), for a name that a decider allowed and no rule names: the caller says the ports (`port_count` 0: all). */
-  int (*learn_decided)(struct sluice_host *, sluice_attachment, const struct sluice_address *, size_t count, uint64_t ttl_ns,
-                       uint64_t grace_ns, const struct sluice_port_range *, size_t port_count, struct sluice_applied *);
   /* [any] Puts the query to the decider of the attachment's wire. 0: exactly one event `decided` follows, by `deadline` at the
      latest. -ENOENT: the wire has no decider, or there is no such attachment. -EHOSTDOWN: it has one that does not run. -EBUSY: too
      many are undecided. In none of these does an event follow. */

@@ -226,6 +226,58 @@ inline std::vector<sluice_address> raw_addresses(std::span<const Address> addres
 inline std::uint64_t nonnegative(std::chrono::nanoseconds value) {
   return value.count() < 0 ? 0 : static_cast<std::uint64_t>(value.count());
 }
+
+// Borrows from the names it is made of.
+class RawPush {
+ public:
+  RawPush(std::span<const std::string_view> names, std::span<const Grant> grants) {
+    std::size_t addresses = 0, ports = 0;
+    for (const auto& grant : grants) {
+      addresses += grant.addresses.size();
+      ports += grant.ports.size();
+    }
+    names_.reserve(names.size());
+    for (const auto name : names) names_.push_back(abi(name));
+    addresses_.resize(addresses);
+    ports_.reserve(ports);
+    grants_.reserve(grants.size());
+    std::size_t at = 0;
+    for (const auto& grant : grants) {
+      sluice_grant raw{};
+      raw.size = sizeof raw;
+      raw.rule = grant.rule;
+      raw.addresses = addresses_.data() + at;
+      raw.address_count = grant.addresses.size();
+      raw.ttl_ns = nonnegative(grant.ttl);
+      raw.grace_ns = nonnegative(grant.grace);
+      raw.ports = ports_.data() + ports_.size();
+      raw.port_count = grant.ports.size();
+      for (const auto& address : grant.addresses) {
+        addresses_[at].family = address.family;
+        std::memcpy(addresses_[at++].bytes, address.bytes.data(), sizeof addresses_[0].bytes);
+      }
+      for (const auto& range : grant.ports)
+        ports_.push_back(
+            {range.protocol, static_cast<std::uint8_t>(range.any_port), range.first, range.last});
+      grants_.push_back(raw);
+    }
+    raw_.size = sizeof raw_;
+    raw_.names = names_.data();
+    raw_.name_count = names_.size();
+    raw_.grants = grants_.data();
+    raw_.grant_count = grants_.size();
+  }
+  RawPush(const RawPush&) = delete;
+  RawPush& operator=(const RawPush&) = delete;
+  [[nodiscard]] const sluice_push* get() const { return &raw_; }
+
+ private:
+  std::vector<sluice_string> names_;
+  std::vector<sluice_address> addresses_;  // sized whole first: grants point into it
+  std::vector<sluice_port_range> ports_;   // likewise, reserved
+  std::vector<sluice_grant> grants_;
+  sluice_push raw_{};
+};
 inline std::uint64_t raw_time(Time time) {
   return nonnegative(time.time_since_epoch());
 }
@@ -651,31 +703,21 @@ class Resolver : public virtual AttachmentEvents {
     pushed(push_id, EOPNOTSUPP, "this resolver takes no answers from others");
   }
 
-  // [any] Returns when the addresses are in the kernel; all or nothing. `ttl`: how long new
-  // connections may use them; `grace`: how much longer live ones may. `rule`: Rule::id as
-  // domain_rules() brought it. Error ESTALE: no rule of that id is in force any more: judge again
-  // by the newest list, which may still be on its way. EACCES: an explicit rule or the floor denies
-  // an address; Error::rule_index() is the index of that address.
-  void learn(AttachmentId id, std::span<const Address> addresses, std::chrono::nanoseconds ttl,
-             std::chrono::nanoseconds grace, std::uint32_t rule) {
-    const auto raw = detail::raw_addresses(addresses);
+  // [any] Returns when all of the push is in the kernel; all or nothing, over all grants. An
+  // address under several grants is opened for the ports of all of them. `names`: the question's,
+  // then every name that led from it to an address, in the form of Query::name. Error ESTALE: a
+  // grant names a rule that is not in force any more: judge again by the newest list, which may
+  // still be on its way. EACCES: an explicit rule or the floor denies an address;
+  // Error::rule_index() counts the addresses of all grants through. ENOSPC: no room.
+  void learn(AttachmentId id, std::span<const std::string_view> names,
+             std::span<const Grant> grants) {
+    const detail::RawPush raw(names, grants);
     auto applied = detail::empty_result();
-    detail::require(
-        services_.learn(host_, id.value, raw.data(), raw.size(), detail::nonnegative(ttl),
-                        detail::nonnegative(grace), rule, &applied),
-        "learn", applied);
+    detail::require(services_.learn(host_, id.value, raw.get(), &applied), "learn", applied);
   }
-  // [any] The same for a name that a decider allowed. No `ports`: every protocol and port.
-  void learn_decided(AttachmentId id, std::span<const Address> addresses,
-                     std::chrono::nanoseconds ttl, std::chrono::nanoseconds grace,
-                     std::span<const PortRange> ports) {
-    const auto raw = detail::raw_addresses(addresses);
-    const auto raw_ports = detail::raw_ports(ports);
-    auto applied = detail::empty_result();
-    detail::require(detail::known(services_.learn_decided)(
-                        host_, id.value, raw.data(), raw.size(), detail::nonnegative(ttl),
-                        detail::nonnegative(grace), raw_ports.data(), raw_ports.size(), &applied),
-                    "learn_decided", applied);
+  // The same for one name and one grant.
+  void learn(AttachmentId id, std::string_view name, const Grant& grant) {
+    learn(id, std::span(&name, 1), std::span(&grant, 1));
   }
   // [any]
   void revoke(AttachmentId id, std::span<const Address> addresses) {

@@ -299,6 +299,15 @@ struct Decision {
   bool operator==(const Decision&) const = default;
 };
 
+// Of a push: what one domain rule, or the word of a decider, opens. Borrows.
+struct Grant {
+  std::uint32_t rule = SLUICE_NO_RULE;  // Rule::id; SLUICE_NO_RULE: a decider allowed the name
+  std::span<const Address> addresses{};
+  std::chrono::nanoseconds ttl{};      // how long new connections may use them
+  std::chrono::nanoseconds grace{};    // how much longer live ones may
+  std::span<const PortRange> ports{};  // without a rule; empty: every protocol and port
+};
+
 // An answer that another DNS server found and will give once it may.
 struct Answer {
   struct Record {

@@ -70,7 +70,10 @@ class Bed {
   static AttachmentId id(std::uint32_t number) { return {number + 1}; }
 
   void learn(std::uint32_t at, std::span<const Address> addresses, std::uint64_t seconds) {
-    need(learned_.learn("dns", id(at), addresses, seconds * kSecond, 30 * kSecond, 0), "learn");
+    constexpr std::string_view kName = "www.example";
+    const NameGrant grant{
+        .rule = 0, .addresses = addresses, .ttl_ns = seconds * kSecond, .grace_ns = 30 * kSecond};
+    need(learned_.learn("dns", id(at), {std::span(&kName, 1), std::span(&grant, 1)}), "learn");
   }
   void forget(std::uint32_t at, std::span<const Address> addresses) {
     need(learned_.revoke("dns", id(at), addresses), "revoke");

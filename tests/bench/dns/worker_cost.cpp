@@ -28,9 +28,9 @@ struct YesHost final : dns::HostSide {
   }
   std::uint64_t asker_of_mark(std::uint32_t mark) noexcept override { return mark; }
   std::uint64_t asker_of_stream(int) noexcept override { return 1; }
-  dns::LearnResult learn(std::uint64_t, std::span<const sdk::Address> addresses, std::uint64_t,
-                         std::uint64_t, const dns::Voucher&) noexcept override {
-    learned += addresses.size();
+  dns::LearnResult learn(std::uint64_t, std::span<const std::string_view>,
+                         std::span<const sdk::Grant> grants) noexcept override {
+    for (const auto& grant : grants) learned += grant.addresses.size();
     return {};
   }
   dns::AskResult ask(const sdk::Query&, std::uint64_t) noexcept override {

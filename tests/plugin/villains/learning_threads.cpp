@@ -38,7 +38,19 @@ struct LearningThreads : sluice::Plugin, sluice::Resolver {
  private:
   static int learn_once(const sluice_services& services, std::uint8_t last) {
     const sluice_address address{.family = 4, .reserved = {}, .bytes = {198, 51, 100, last}};
-    return services.resolver->learn(services.host, 1, &address, 1, 60'000'000'000, 0, 0, nullptr);
+    const sluice_string name{"pypi.org", 8};
+    sluice_grant grant{};
+    grant.size = sizeof grant;
+    grant.addresses = &address;
+    grant.address_count = 1;
+    grant.ttl_ns = 60'000'000'000;
+    sluice_push push{};
+    push.size = sizeof push;
+    push.names = &name;
+    push.name_count = 1;
+    push.grants = &grant;
+    push.grant_count = 1;
+    return services.resolver->learn(services.host, 1, &push, nullptr);
   }
   const sluice_services services_ = sluice::sdk::detail::bound_services();
   int release_, report_;

@@ -27,7 +27,11 @@ struct Watcher : sluice::Plugin, sluice::Observer, sluice::Resolver {
     if (rules.empty()) return;
     const std::array addresses{sluice::Address::parse("198.51.100.7"),
                                sluice::Address::parse("2001:db8::7")};
-    learn(id, addresses, std::chrono::seconds(60), std::chrono::seconds(30), 0);
+    learn(id, "www.example",
+          {.rule = 0,
+           .addresses = addresses,
+           .ttl = std::chrono::seconds(60),
+           .grace = std::chrono::seconds(30)});
     revoke(id, std::span(addresses).first(1));
   }
   void attachment_added(const sluice::AttachmentInfo& info) override {

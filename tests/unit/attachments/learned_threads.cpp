@@ -44,6 +44,12 @@ Address unique_address(std::uint32_t worker, std::uint32_t number) {
   return address;
 }
 
+Status learn(Stage& stage, AttachmentId id, const Address& address, std::uint32_t rule) {
+  constexpr std::string_view kName = "r.example";
+  const NameGrant grant{.rule = rule, .addresses = std::span(&address, 1), .ttl_ns = kTtl};
+  return stage.manager.learn("dns", id, {std::span(&kName, 1), std::span(&grant, 1)});
+}
+
 }  // namespace
 
 TEST_CASE("learning threads against changing rules, and attachments that come and go") {
@@ -85,8 +91,7 @@ TEST_CASE("learning threads against changing rules, and attachments that come an
         const auto address = unique_address(worker, number);
         const auto before = place.epoch[rule].load();
         if (place.id.load() != id) continue;  // the epoch may be its successor's
-        const auto status =
-            stage.manager.learn("dns", {id}, std::span(&address, 1), kTtl, 0, place.rule_id[rule]);
+        const auto status = learn(stage, {id}, address, place.rule_id[rule]);
         const auto after = place.epoch[rule].load();
         ++calls;
         if (!status || place.id.load() != id) continue;
@@ -95,9 +100,7 @@ TEST_CASE("learning threads against changing rules, and attachments that come an
       // What has been detached for long is refused.
       const auto address = unique_address(worker, ~0u);
       for (std::uint32_t i = 0; i < kPlaces; ++i) {
-        if (stage.manager.learn("dns", {places[i].id.load() + 1}, std::span(&address, 1), kTtl, 0,
-                                0))
-          learned_when_gone = true;
+        if (learn(stage, {places[i].id.load() + 1}, address, 0)) learned_when_gone = true;
       }
     });
   }
@@ -114,7 +117,7 @@ TEST_CASE("learning threads against changing rules, and attachments that come an
       REQUIRE(stage.manager.detach("taps", id, "test"));
       detached.emplace_back(id, scope);
       const auto address = unique_address(kWorkers, static_cast<std::uint32_t>(step));
-      CHECK_FALSE(stage.manager.learn("dns", id, std::span(&address, 1), kTtl, 0, 0));
+      CHECK_FALSE(learn(stage, id, address, 0));
       renew(at);
     } else {
       const auto rule = random() % kRules;

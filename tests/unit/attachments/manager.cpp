@@ -810,8 +810,7 @@ TEST_CASE("an address learned under a name passes on the ports of its rule, unti
   REQUIRE(stage.manager.replace_layer("one", id,
                                       allowlist({allow_name("pypi.org", {port("tcp/443")})})));
   const auto address = mapped("192.0.2.7");
-  REQUIRE(
-      stage.manager.learn("dns", id, std::span(&address, 1), 60'000'000'000, 30'000'000'000, 0));
+  REQUIRE(stage.learn("dns", id, std::span(&address, 1), 60'000'000'000, 30'000'000'000, 0));
   CHECK(stage.passes(id, to("192.0.2.7", 443)));
   CHECK_FALSE(stage.passes(id, to("192.0.2.7", 22)));
   stage.pass_time(61s);
@@ -853,9 +852,69 @@ TEST_CASE("what may not be learned") {
     const auto learned = stage.learned(id).size();
     const auto address = mapped(row.address);
     auto status =
-        stage.manager.learn(row.instance, id, std::span(&address, 1), 60'000'000'000, 0, row.rule);
+        stage.learn(row.instance, id, std::span(&address, 1), 60'000'000'000, 0, row.rule);
     CHECK((status ? 0 : status.error().code) == row.code);
     CHECK(stage.learned(id).size() == learned + (row.code == 0 ? 1 : 0));
+  }
+}
+
+TEST_CASE("a push under several rules is one: every address with the ports of all, or nothing") {
+  Stage stage(config_of({wire({"one", "dns"})}));
+  const auto id = stage.attach(tap("tap1", 7));
+  const auto web = allow_name("a.org", {port("tcp/443")}),
+             mail = allow_name("a.org", {port("tcp/25")});
+  REQUIRE(stage.manager.replace_layer("one", id,
+                                      allowlist({deny("192.0.2.9", {port("tcp/25")}), web, mail})));
+  const auto rule_id = [&](std::size_t index) { return stage.listener.domains[index].id.value; };
+  const std::array both{mapped("192.0.2.7"), mapped("2001:db8::7")};
+  const auto more = mapped("192.0.2.8");
+  constexpr std::string_view kName = "a.org";
+  constexpr std::uint64_t kMinute = 60'000'000'000;
+  std::vector<NameGrant> grants{
+      {.rule = rule_id(0), .addresses = both, .ttl_ns = kMinute, .grace_ns = 0},
+      {.rule = rule_id(1), .addresses = both, .ttl_ns = 2 * kMinute, .grace_ns = 0},
+      {.rule = rule_id(1), .addresses = std::span(&more, 1), .ttl_ns = kMinute, .grace_ns = 0}};
+  const auto push = [&] {
+    auto status = stage.manager.learn("dns", id, {std::span(&kName, 1), grants});
+    return status ? 0 : status.error().code;
+  };
+  SUBCASE("all of it, in one write") {
+    REQUIRE(push() == 0);
+    for (const char* address : {"192.0.2.7", "2001:db8::7"}) {
+      CHECK(stage.passes(id, to(address, 443)));
+      CHECK(stage.passes(id, to(address, 25)));
+      CHECK_FALSE(stage.passes(id, to(address, 80)));
+    }
+    CHECK_FALSE(stage.passes(id, to("192.0.2.8", 443)));
+    CHECK(stage.passes(id, to("192.0.2.8", 25)));
+    // Each rule owns its part: with one gone, its ports go, and its time.
+    REQUIRE(stage.manager.replace_layer("one", id, allowlist({web})));
+    CHECK(stage.passes(id, to("192.0.2.7", 443)));
+    CHECK_FALSE(stage.passes(id, to("192.0.2.7", 25)));
+    CHECK_FALSE(stage.passes(id, to("192.0.2.8", 25)));
+    stage.pass_time(61s);
+    CHECK_FALSE(stage.passes(id, to("192.0.2.7", 443)));
+  }
+  SUBCASE("nothing, where the kernel takes no more") {
+    stage.plane.refuse("learn", {.message = "full", .code = ENOSPC});
+    CHECK(push() == ENOSPC);
+    CHECK(stage.learned(id).empty());
+    REQUIRE(push() == 0);
+    CHECK(stage.plane.calls("learn") == 1);  // nothing can come between its parts
+  }
+  SUBCASE("nothing, where one of the rules is not in force") {
+    grants.back().rule = 999;
+    CHECK(push() == ESTALE);
+    CHECK(stage.learned(id).empty());
+  }
+  SUBCASE("nothing, where one address is denied under one of the rules; it is counted through") {
+    const auto denied = mapped("192.0.2.9");
+    grants.back().addresses = std::span(&denied, 1);
+    auto status = stage.manager.learn("dns", id, {std::span(&kName, 1), grants});
+    REQUIRE_FALSE(status);
+    CHECK(status.error().code == EACCES);
+    CHECK(status.error().rule_index == 4);
+    CHECK(stage.learned(id).empty());
   }
 }
 
@@ -865,7 +924,7 @@ TEST_CASE("one denied address among many learns none of them") {
   REQUIRE(
       stage.manager.replace_layer("one", id, allowlist({deny("10.0.0.0/8"), allow_name("a.org")})));
   const std::array addresses{mapped("192.0.2.7"), mapped("10.0.0.7")};
-  auto status = stage.manager.learn("dns", id, addresses, 60'000'000'000, 0, 0);
+  auto status = stage.learn("dns", id, addresses, 60'000'000'000, 0, 0);
   REQUIRE_FALSE(status);
   CHECK(status.error().rule_index == 1);
   CHECK(status.error().message.find("10.0.0.7") != std::string::npos);
@@ -883,8 +942,7 @@ TEST_CASE("a domain rule keeps its id among others, and the id of one that went 
   };
   const auto learn = [&](const char* text, std::uint32_t rule) {
     const auto address = mapped(text);
-    const auto status =
-        stage.manager.learn("dns", id, std::span(&address, 1), 60'000'000'000, 0, rule);
+    const auto status = stage.learn("dns", id, std::span(&address, 1), 60'000'000'000, 0, rule);
     return status ? 0 : status.error().code;
   };
   const auto before = ids({allow_name("b.example"), allow_name("c.example")});
@@ -937,7 +995,7 @@ TEST_CASE("a rule that grants other ranges is another rule: what it opened goes"
   inside.ranges = {*Prefix::parse("10.0.0.0/8")};
   REQUIRE(stage.manager.replace_layer("one", id, allowlist({inside})));
   const auto address = mapped("10.0.0.7");
-  REQUIRE(stage.manager.learn("dns", id, std::span(&address, 1), 60'000'000'000, 0, 0));
+  REQUIRE(stage.learn("dns", id, std::span(&address, 1), 60'000'000'000, 0, 0));
   CHECK(stage.passes(id, to("10.0.0.7")));
   auto renamed = inside;
   renamed.name = "renamed";
@@ -955,8 +1013,8 @@ TEST_CASE("a removed rule revokes what only it opened, at once, and cuts it") {
   REQUIRE(stage.manager.replace_layer("one", id, allowlist({name_a, name_b})));
   const std::array of_a{mapped("192.0.2.1"), mapped("192.0.2.2")};
   const std::array of_b{mapped("192.0.2.2"), mapped("192.0.2.3")};
-  REQUIRE(stage.manager.learn("dns", id, of_a, 60'000'000'000, 0, 0));
-  REQUIRE(stage.manager.learn("dns", id, of_b, 60'000'000'000, 0, 1));
+  REQUIRE(stage.learn("dns", id, of_a, 60'000'000'000, 0, 0));
+  REQUIRE(stage.learn("dns", id, of_b, 60'000'000'000, 0, 1));
   CHECK(stage.passes(id, to("192.0.2.2", 443)));
   CHECK(stage.passes(id, to("192.0.2.2", 22)));
   const auto severings = stage.in_kernel(id).severings;
@@ -979,7 +1037,7 @@ TEST_CASE("a domain rule that ends takes its addresses and is no longer listed")
   brief.expires = {stage.now.nanoseconds + 10'000'000'000};
   REQUIRE(stage.manager.replace_layer("one", id, allowlist({brief, allow_name("b.org")})));
   const auto address = mapped("192.0.2.7");
-  REQUIRE(stage.manager.learn("dns", id, std::span(&address, 1), 3'600'000'000'000, 0, 0));
+  REQUIRE(stage.learn("dns", id, std::span(&address, 1), 3'600'000'000'000, 0, 0));
   stage.listener.take();
   stage.pass_time(11s);
   CHECK_FALSE(stage.passes(id, to("192.0.2.7")));
@@ -995,7 +1053,7 @@ std::shared_ptr<FakeKernel> leave_learned(const Config& config, const std::vecto
   REQUIRE(before.manager.replace_layer("one", id, allowlist(rules)));
   for (std::uint32_t i = 0; i < rules.size(); ++i) {
     const std::array addresses{mapped(fmt::format("192.0.2.{}", i + 1)), mapped("192.0.2.99")};
-    REQUIRE(before.manager.learn("dns", id, addresses, 600'000'000'000 * (i + 1), 0, i));
+    REQUIRE(before.learn("dns", id, addresses, 600'000'000'000 * (i + 1), 0, i));
   }
   return before.kernel;
 }
@@ -1053,7 +1111,7 @@ TEST_CASE("after a restart an address is held against its rule once the sources 
     stage.run_source("two");
     REQUIRE(stage.manager.replace_layer("one", id, allowlist({name_b})));
     const auto address = mapped("192.0.2.1");  // a.org's
-    REQUIRE(stage.manager.learn("dns", id, std::span(&address, 1), 60'000'000'000, 0, 0));
+    REQUIRE(stage.learn("dns", id, std::span(&address, 1), 60'000'000'000, 0, 0));
     CHECK(stage.passes(id, to("192.0.2.1", 22)));
     CHECK_FALSE(stage.passes(id, to("192.0.2.1", 443)));
   }
@@ -1066,8 +1124,12 @@ TEST_CASE("a decision opens addresses only where a source of the wire decides") 
   const std::array ports{port("tcp/443")};
   const auto learn = [&](const char* text) {
     const auto address = mapped(text);
-    auto status =
-        stage.manager.learn_decided("dns", id, std::span(&address, 1), 60'000'000'000, 0, ports);
+    constexpr std::string_view kName = "decided.example";
+    const NameGrant grant{.addresses = std::span(&address, 1),
+                          .ttl_ns = 60'000'000'000,
+                          .grace_ns = 0,
+                          .ports = ports};
+    auto status = stage.manager.learn("dns", id, {std::span(&kName, 1), std::span(&grant, 1)});
     return status ? 0 : status.error().code;
   };
   CHECK(learn("192.0.2.7") == EPERM);

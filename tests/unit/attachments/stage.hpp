@@ -183,6 +183,20 @@ struct Stage {
     return found == kernel->learned.end() ? std::map<Address, FakeKernel::Learned>{}
                                           : found->second;
   }
+  // A push of one grant, for a name of the rule's pattern where none is given.
+  Status learn(const std::string& instance, AttachmentId id, std::span<const Address> addresses,
+               std::uint64_t ttl_ns, std::uint64_t grace_ns, std::uint32_t rule,
+               std::string_view name = {}) {
+    std::string under = "unknown.example";
+    for (const auto& known : listener.domains)
+      if (known.id.value == rule) under = known.domain;
+    if (under.starts_with("*.")) under[0] = 'a';
+    if (under.starts_with('.')) under.insert(0, 1, 'a');
+    if (name.empty()) name = under;
+    const NameGrant grant{
+        .rule = rule, .addresses = addresses, .ttl_ns = ttl_ns, .grace_ns = grace_ns};
+    return manager.learn(instance, id, {std::span(&name, 1), std::span(&grant, 1)});
+  }
   [[nodiscard]] bool passes(AttachmentId id, const FakePacket& packet) const {
     return plane.passes(slot(id), packet, now);
   }

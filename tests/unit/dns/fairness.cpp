@@ -34,8 +34,8 @@ class Host final : public dns::HostSide {
   std::uint64_t boot_now() const noexcept override { return 1'000'000'000'000; }
   std::uint64_t asker_of_mark(std::uint32_t mark) noexcept override { return mark; }
   std::uint64_t asker_of_stream(int) noexcept override { return kFlooder; }
-  dns::LearnResult learn(std::uint64_t, std::span<const sdk::Address>, std::uint64_t, std::uint64_t,
-                         const dns::Voucher&) noexcept override {
+  dns::LearnResult learn(std::uint64_t, std::span<const std::string_view>,
+                         std::span<const sdk::Grant>) noexcept override {
     return {};
   }
   dns::AskResult ask(const sdk::Query&, std::uint64_t) noexcept override {

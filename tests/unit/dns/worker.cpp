@@ -238,6 +238,46 @@ TEST_CASE("the kernel refuses: SERVFAIL, and no address is told") {
   CHECK(guest.ask("www.example", type::a).answers.size() == 2);
 }
 
+TEST_CASE("what two equal rules open is one push: all of it, or none") {
+  Lab lab;
+  lab.upstream.add("www.example", type::a, 300, v4("198.51.100.1"));
+  lab.upstream.add("www.example", type::a, 300, v4("10.0.0.7"));
+  auto web = allow("*.example"), mail = allow("*.example");
+  web.ports = {{6, false, 443, 443}};
+  mail.ports = {{6, false, 25, 25}};
+  mail.ranges = {sdk::Prefix::parse("10.0.0.0/8")};
+  lab.attach(1, {web, mail});
+  Guest guest(lab, 1);
+  SUBCASE("all") {
+    CHECK(guest.ask("www.example", type::a).answers.size() == 2);
+    const auto learned = lab.host.learned();
+    REQUIRE(learned.size() == 2);
+    CHECK(learned[0].push == learned[1].push);
+    CHECK(learned[0].addresses.size() == 1);  // the range is the other rule's
+    CHECK(learned[1].addresses.size() == 2);
+    CHECK(learned[0].names == std::vector<std::string>{"www.example"});
+  }
+  SUBCASE("nothing comes between its parts") {
+    lab.host.on_learn([&](const auto&) { lab.host.refuse("learn", ENOSPC, "full"); });
+    CHECK(guest.ask("www.example", type::a).rcode == 0);
+    CHECK(lab.host.learned().size() == 2);
+  }
+  SUBCASE("none") {
+    lab.host.refuse_times(1, "learn", ENOSPC, "full");
+    CHECK(guest.ask("www.example", type::a).rcode == 2);
+    CHECK(lab.learned(1).empty());
+    CHECK(guest.ask("www.example", type::a).rcode == 0);
+  }
+  SUBCASE("a deny on the ports of one rule leaves what the other opens") {
+    lab.host.refuse_times(1, "learn", EACCES, "198.51.100.1 is denied on tcp/25", 2);
+    CHECK(guest.ask("www.example", type::a).answers.size() == 2);
+    const auto learned = lab.host.learned();
+    REQUIRE(learned.size() == 2);
+    CHECK(learned[0].addresses.size() == 1);
+    CHECK(learned[1].addresses.size() == 1);
+  }
+}
+
 TEST_CASE("an explicit deny takes its address out of the answer, and no other") {
   Lab lab;
   lab.upstream.add("www.example", type::a, 300, v4("198.51.100.1"));
@@ -245,12 +285,18 @@ TEST_CASE("an explicit deny takes its address out of the answer, and no other") 
   lab.upstream.add("one.example", type::a, 300, v4("198.51.100.2"));
   lab.attach(1, {allow("*.example")});
   Guest guest(lab, 1);
-  lab.host.refuse_times(1, "learn", EACCES, "198.51.100.2 is denied");
   SUBCASE("one of two") {
-    // Which one is not said: they are tried one by one.
-    CHECK(guest.ask("www.example", type::a).answers.size() == 2);
+    lab.host.refuse_times(1, "learn", EACCES, "198.51.100.2 is denied", 1);
+    CHECK(guest.ask("www.example", type::a).answers.size() == 1);
+    CHECK(lab.learned(1) == std::vector<std::string>{"198.51.100.1"});
+  }
+  SUBCASE("one that the host does not name: nothing is opened") {
+    lab.host.refuse_times(1, "learn", EACCES, "one is denied");
+    CHECK(guest.ask("www.example", type::a).rcode == 2);
+    CHECK(lab.learned(1).empty());
   }
   SUBCASE("the only one") {
+    lab.host.refuse_times(1, "learn", EACCES, "198.51.100.2 is denied", 0);
     const auto reply = guest.ask("one.example", type::a);
     CHECK(reply.rcode == 0);
     CHECK(reply.answers.empty());

@@ -263,24 +263,33 @@ TEST_CASE("a resolver's threads learn, ask, report; the test sees it and refuses
   host.on_learn([&](const FakeHost::Learned&) { was_empty = host.learned().empty(); });
   int refused = 0;
   std::thread worker([&] {
-    names.learn({7}, std::span(&address, 1), 60s, 30s, 2);
+    const Grant by_rule{.rule = 2, .addresses = std::span(&address, 1), .ttl = 60s, .grace = 30s};
+    names.learn({7}, "a.example", by_rule);
     const PortRange web{6, false, 443, 443};
-    names.learn_decided({7}, std::span(&address, 1), 60s, 30s, std::span(&web, 1));
+    const std::array<std::string_view, 2> chain{"a.example", "b.example"};
+    const std::array both{by_rule, Grant{.addresses = std::span(&address, 1),
+                                         .ttl = 60s,
+                                         .grace = 30s,
+                                         .ports = std::span(&web, 1)}};
+    names.learn({7}, chain, both);
     CHECK(names.ask({.id = 5, .attachment = {7}, .name = "a.example", .type = 1}, Time(9s)));
     const QueryReport report{.name = "a.example", .rule = "*.example"};
     names.report(std::span(&report, 1));
     host.refuse("learn", ENOSPC, "full");
-    refused = code_of([&] { names.learn({7}, std::span(&address, 1), 60s, 30s, 2); });
+    refused = code_of([&] { names.learn({7}, chain, both); });
     names.wake(1);
   });
   CHECK(host.wait_until([&] { return host.reports().size() == 1; }));
   worker.join();
   CHECK(refused == ENOSPC);
-  REQUIRE(host.learned().size() == 2);
-  CHECK_FALSE(was_empty);  // the second look saw the first learned
+  REQUIRE(host.learned().size() == 3);  // the refused push is not there, not even in part
+  CHECK_FALSE(was_empty);               // the second look saw the first learned
   CHECK(host.learned()[0].rule == 2);
-  CHECK(host.learned()[1].rule == SLUICE_NO_RULE);
-  CHECK(host.learned()[1].ports == std::vector<PortRange>{{6, false, 443, 443}});
+  CHECK(host.learned()[0].names == std::vector<std::string>{"a.example"});
+  CHECK(host.learned()[1].push == host.learned()[2].push);
+  CHECK(host.learned()[2].rule == SLUICE_NO_RULE);
+  CHECK(host.learned()[2].ports == std::vector<PortRange>{{6, false, 443, 443}});
+  CHECK(host.learned()[2].names == std::vector<std::string>{"a.example", "b.example"});
   REQUIRE(host.asked().size() == 1);
   CHECK(host.asked()[0].query.name == "a.example");
   CHECK(host.asked()[0].deadline == Time(9s));
