@@ -22,7 +22,7 @@ BootTime not_after(BootTime when, BootTime end) {
 }
 
 // The ports of all owners together; empty: every protocol and port.
-std::vector<PortRange> ports_of(std::span<const LearnedTable::Owner> owners) {
+std::vector<PortRange> ports_of(std::span<const LearnedOwner> owners) {
   std::vector<PortRange> ports;
   for (const auto& owner : owners) {
     if (owner.opening->ports.empty()) return {};
@@ -34,27 +34,55 @@ std::vector<PortRange> ports_of(std::span<const LearnedTable::Owner> owners) {
   return ports;
 }
 
-// The latest of the owners' times, and the tag of the one that vouches for longest, since a later
-// daemon will know no other.
-class Sum {
+LearnedAddress address_of(const Address& address, const OwnerSum& sum) {
+  return {.address = address,
+          .active_until = sum.active_until(),
+          .grace_until = sum.grace_until(),
+          .owner = sum.tag()};
+}
+
+// In what an owner is replaced by when the rules change.
+class Review {
  public:
-  explicit Sum(const Address& address) { sum_.address = address; }
-  void add(const LearnedTable::Owner& owner) {
-    sum_.active_until = std::max(sum_.active_until, owner.active_until);
-    const auto tag = owner.opening->tag;
-    several_ |= sum_.owner != 0 && sum_.owner != tag;
-    if (sum_.owner == 0 || owner.grace_until >= sum_.grace_until) sum_.owner = tag;
-    sum_.grace_until = std::max(sum_.grace_until, owner.grace_until);
-  }
-  [[nodiscard]] LearnedAddress value() const {
-    auto value = sum_;
-    if (several_) value.owner |= kSeveralOwners;
-    return value;
+  Review(const NameJudge& judge, std::span<const OpeningPtr> decided)
+      : judge_(judge), decided_(decided) {}
+
+  void operator()(const LearnedOwner& owner, std::span<const LearnedOwner> all,
+                  std::vector<LearnedOwner>& instead) const {
+    const auto& under = *owner.under;
+    const bool by_decision = !owner.opening->decider.empty();
+    if (by_decision && !std::ranges::count(decided_, owner.opening, &OpeningPtr::get)) return;
+    if (under.names.empty()) {
+      const bool stands = by_decision ? judge_.decided_tag(owner.opening->tag) == under.tag
+                                      : judge_.marked(under.tag) == owner.opening;
+      if (stands) instead.push_back(owner);
+    } else if (by_decision) {
+      if (!under.ruling.unruled || under.ruling.denied) return;
+      instead.push_back(owner);
+      instead.back().tag = judge_.decided_tag(owner.opening->tag);
+    } else if (const auto* right = under.ruling.right(owner.opening)) {
+      instead.push_back(under_right(owner, *right));
+    } else {
+      for (const auto& other : under.ruling.rights) {
+        const auto heir = under_right(owner, other);
+        // The resolver has held the address against the ranges of the former rule only.
+        if (std::ranges::includes(heir.opening->ranges, owner.opening->ranges) &&
+            !std::ranges::binary_search(all, heir.place(), {}, &LearnedOwner::place))
+          instead.push_back(heir);
+      }
+    }
   }
 
  private:
-  LearnedAddress sum_;
-  bool several_ = false;
+  static LearnedOwner under_right(LearnedOwner owner, const NameJudge::Right& right) {
+    owner.opening = right.opening;
+    owner.active_until = not_after(owner.active_until, right.until);
+    owner.grace_until = not_after(owner.grace_until, right.until);
+    owner.tag = right.tag;
+    return owner;
+  }
+  const NameJudge& judge_;
+  std::span<const OpeningPtr> decided_;
 };
 
 }  // namespace
@@ -105,6 +133,13 @@ void LearnedAddresses::remove(AttachmentId id) {
 bool LearnedAddresses::settle(AttachmentId id, Basis basis) {
   const auto entry = find(id);
   if (!entry) return false;
+  {
+    // A long list is read before the lock is held, where somebody will need it.
+    std::unique_lock lock(entry->mutex);
+    const bool needed = !entry->table.empty() || !entry->found.empty();
+    lock.unlock();
+    if (needed && basis.rules) (void)basis.rules->judge();
+  }
   // Owners point into the former basis until those that leave have left; it is freed unlocked.
   std::vector<OpeningPtr> former_decided;
   const std::lock_guard lock(entry->mutex);
@@ -115,43 +150,53 @@ bool LearnedAddresses::settle(AttachmentId id, Basis basis) {
   std::vector<Address> contested, orphaned, narrowed;
   const auto now = clock_();
   if (entry->basis.settled && !entry->found.empty()) claim_found(*entry, now, contested);
-  if ((!same_rules || !same_decider) && !entry->table.empty()) {
-    std::unordered_set<const Opening*> in_force;
-    for (const auto& opening : entry->basis.rules->openings) in_force.insert(opening.get());
-    for (const auto& opening : entry->decided) in_force.insert(opening.get());
-    entry->table.keep([&](const Opening* opening) { return in_force.contains(opening); }, now,
-                      orphaned, narrowed);
-  }
+  if (!same_rules || !same_decider) judge_again(*entry, now, orphaned, narrowed);
   for (const auto& address : contested) {
     (entry->table.owners(address).empty() ? orphaned : narrowed).push_back(address);
   }
   return withdraw(*entry, orphaned, narrowed);
 }
 
+void LearnedAddresses::judge_again(Entry& entry, BootTime now, std::vector<Address>& orphaned,
+                                   std::vector<Address>& narrowed) {
+  std::erase_if(entry.under, [](const auto& under) { return under.second.owners == 0; });
+  if (entry.table.empty()) return;
+  const auto& judge = entry.basis.rules->judge();
+  for (auto& [names, under] : entry.under) {
+    if (under.names.empty()) continue;
+    auto ruling = judge.rule_on(under.names, now);
+    under.ruling = ruling ? std::move(*ruling) : NameJudge::Ruling{.denied = true};
+  }
+  entry.table.review(Review(judge, entry.decided), now, orphaned, narrowed);
+}
+
 // Gives what an earlier daemon learned to the openings in force that its tags name. `contested`
 // receives the addresses whose place in the kernel is more than their owners have: others vouched
 // for them, known to that daemon alone.
 void LearnedAddresses::claim_found(Entry& entry, BootTime now, std::vector<Address>& contested) {
-  std::unordered_map<std::uint32_t, const Opening*> by_tag;
-  for (const auto& opening : entry.basis.rules->openings) {
-    if (opening) by_tag.emplace(opening->tag, opening.get());
-  }
-  const auto decider_tag =
-      entry.basis.decider.empty() ? 0 : Opening::decided(entry.basis.decider, {}).tag;
+  const auto& judge = entry.basis.rules->judge();
+  const auto decider_tag = entry.basis.decider.empty()
+                               ? 0
+                               : judge.decided_tag(Opening::decided(entry.basis.decider, {}).tag);
   for (const auto& [address, known] : std::exchange(entry.found, {})) {
     if (known.address.active_until <= now && known.address.grace_until <= now) continue;
     const auto tag = known.address.owner & ~kSeveralOwners;
     const bool several = (known.address.owner & kSeveralOwners) != 0;
     const bool learned_again = !entry.table.owners(address).empty();
-    const Opening* opening = nullptr;
-    if (const auto found = by_tag.find(tag); found != by_tag.end()) {
-      opening = found->second;
-    } else if (decider_tag != 0 && tag == decider_tag && !several && known.ports) {
+    const Opening* opening = judge.marked(tag);
+    if (opening == nullptr && decider_tag != 0 && tag == decider_tag && !several && known.ports)
       opening = decided(entry, *known.ports);
-    }
     if (opening != nullptr) {
+      std::string key(" ");
+      key.append(reinterpret_cast<const char*>(&tag), sizeof tag);
+      auto& under = entry.under.try_emplace(std::move(key)).first->second;
+      under.tag = tag;
       entry.table.make_room(std::span(&address, 1));
-      entry.table.add(address, {opening, known.address.active_until, known.address.grace_until});
+      entry.table.add(address, {.opening = opening,
+                                .under = &under,
+                                .active_until = known.address.active_until,
+                                .grace_until = known.address.grace_until,
+                                .tag = tag});
     }
     if (opening == nullptr || several || learned_again) contested.push_back(address);
   }
@@ -165,8 +210,13 @@ bool LearnedAddresses::expire(AttachmentId id) {
   std::vector<Address> orphaned, narrowed;
   const auto now = clock_();
   std::unordered_set<const Opening*> in_use;
-  entry->table.keep([&](const Opening* opening) { return in_use.insert(opening), true; }, now,
-                    orphaned, narrowed);
+  entry->table.review(
+      [&](const LearnedOwner& owner, auto, std::vector<LearnedOwner>& instead) {
+        in_use.insert(owner.opening);
+        instead.push_back(owner);
+      },
+      now, orphaned, narrowed);
+  std::erase_if(entry->under, [](const auto& under) { return under.second.owners == 0; });
   std::erase_if(entry->decided,
                 [&](const OpeningPtr& opening) { return !in_use.contains(opening.get()); });
   return withdraw(*entry, orphaned, narrowed);
@@ -186,10 +236,8 @@ bool LearnedAddresses::withdraw(Entry& entry, const std::vector<Address>& orphan
     }
   }
   for (const auto& address : narrowed) {
-    const auto owners = entry.table.owners(address);
-    Sum sum(address);
-    for (const auto& owner : owners) sum.add(owner);
-    const auto replaced = map_.replace(entry.scope, sum.value(), ports_of(owners));
+    const auto replaced = map_.replace(entry.scope, address_of(address, entry.table.sum(address)),
+                                       ports_of(entry.table.owners(address)));
     if (replaced) continue;
     // Better a lost address, which the next answer brings back, than a port too many.
     entry.table.remove(address);
@@ -226,22 +274,52 @@ Status LearnedAddresses::learn(const std::string& instance, AttachmentId id, con
   const std::lock_guard lock(entry->mutex);
   if (auto status = may_learn(entry.get(), instance, id); !status) return status;
   const auto now = clock_();
+  const auto under = judged(*entry, push.names, now);
+  if (!under) return std::unexpected(under.error());
+  auto status = learn_under(*entry, **under, push.grants, now);
+  if ((*under)->owners == 0) entry->under.erase(entry->under.find((*under)->names));
+  return status;
+}
+
+// Who the names are among those that are remembered, and what the rules in force say of them.
+Result<LearnedUnder*> LearnedAddresses::judged(Entry& entry,
+                                               std::span<const std::string_view> names,
+                                               BootTime now) {
+  thread_local std::string joined;
+  joined.clear();
+  for (const auto name : names) {
+    if (!joined.empty()) joined += ' ';
+    joined += name;
+  }
+  if (const auto known = entry.under.find(std::string_view(joined)); known != entry.under.end())
+    return &known->second;
+  auto ruling = entry.basis.rules->judge().rule_on(joined, now);
+  if (!ruling) return std::unexpected(ruling.error());
+  const auto at = entry.under.emplace(joined, LearnedUnder{}).first;
+  at->second.names = at->first;
+  at->second.ruling = std::move(*ruling);
+  return &at->second;
+}
+
+Status LearnedAddresses::learn_under(Entry& entry, LearnedUnder& under,
+                                     std::span<const NameGrant> asked, BootTime now) {
   std::vector<Grant> grants;
-  grants.reserve(push.grants.size());
+  grants.reserve(asked.size());
   std::uint32_t counted = 0;
-  for (const auto& asked : push.grants) {
-    auto grant = granted(*entry, asked, now);
+  for (const auto& one : asked) {
+    auto grant = granted(entry, under, one, now);
     if (!grant) return std::unexpected(grant.error());
-    if (auto status = check_explicit(*entry, *grant, counted, now); !status) return status;
-    counted += static_cast<std::uint32_t>(asked.addresses.size());
+    if (auto status = check_explicit(entry, *grant, counted, now); !status) return status;
+    counted += static_cast<std::uint32_t>(one.addresses.size());
     grants.push_back(*grant);
   }
-  return open(*entry, grants);
+  return open(entry, grants);
 }
 
 // Under which opening and until when the addresses of a grant may be open, by what is in force.
-Result<LearnedAddresses::Grant> LearnedAddresses::granted(Entry& entry, const NameGrant& asked,
-                                                          BootTime now) {
+Result<LearnedAddresses::Grant> LearnedAddresses::granted(Entry& entry, LearnedUnder& under,
+                                                          const NameGrant& asked, BootTime now) {
+  const auto& rules = *entry.basis.rules;
   if (asked.rule == NameGrant::kDecided) {
     if (entry.basis.decider.empty()) {
       return fail_with(EPERM,
@@ -249,14 +327,22 @@ Result<LearnedAddresses::Grant> LearnedAddresses::granted(Entry& entry, const Na
                        "addresses there",
                        entry.name);
     }
+    if (!under.ruling.unruled || under.ruling.denied) {
+      return fail_with(ESTALE, "{}: a domain rule decides on {}, not {}", entry.name, under.names,
+                       entry.basis.decider);
+    }
     const auto active = after(now, asked.ttl_ns);
     if (active <= now) {
       return fail_with(ESTALE, "{}: the decision of {} has ended", entry.name, entry.basis.decider);
     }
+    const auto* opening = decided(entry, asked.ports);
     return Grant{asked.addresses,
-                 {decided(entry, asked.ports), active, after(active, asked.grace_ns)}};
+                 {.opening = opening,
+                  .under = &under,
+                  .active_until = active,
+                  .grace_until = after(active, asked.grace_ns),
+                  .tag = rules.judge().decided_tag(opening->tag)}};
   }
-  const auto& rules = *entry.basis.rules;
   const auto known = rules.by_id.find(asked.rule);
   if (known == rules.by_id.end()) {
     return fail_with(ESTALE,
@@ -274,9 +360,19 @@ Result<LearnedAddresses::Grant> LearnedAddresses::granted(Entry& entry, const Na
     return fail_with(ESTALE, "{}: domain rule {} ({}) has expired", entry.name, asked.rule,
                      rule.domain);
   }
+  const auto* right = under.ruling.right(rules.openings[index].get());
+  if (right == nullptr) {
+    return fail_with(ESTALE,
+                     "{}: domain rule {} ({}) does not decide on {}; use the list that came "
+                     "last",
+                     entry.name, asked.rule, rule.domain, under.names);
+  }
   return Grant{asked.addresses,
-               {rules.openings[index].get(), active,
-                not_after(after(active, asked.grace_ns), rule.expires)}};
+               {.opening = right->opening,
+                .under = &under,
+                .active_until = active,
+                .grace_until = not_after(after(active, asked.grace_ns), rule.expires),
+                .tag = right->tag}};
 }
 
 // `counted`: the addresses of the grants before this one.
@@ -310,12 +406,15 @@ const Opening* LearnedAddresses::decided(Entry& entry, std::span<const PortRange
 
 // What the kernel is to have of an address that is about to get these owners.
 LearnedAddress LearnedAddresses::written(const Entry& entry, const Address& address,
-                                         std::span<const LearnedTable::Owner> fresh) {
-  Sum sum(address);
-  for (const auto& owner : fresh) sum.add(owner);
-  auto value = sum.value();
-  for (const auto& owner : entry.table.owners(address)) sum.add(owner);
-  value.owner = sum.value().owner;
+                                         std::span<const LearnedOwner> fresh) {
+  OwnerSum own;
+  auto all = entry.table.sum(address);
+  for (const auto& owner : fresh) {
+    own.add(owner);
+    all.add(owner);
+  }
+  auto value = address_of(address, own);
+  value.owner = all.tag();
   if (!entry.found.empty() && entry.found.contains(address)) value.owner |= kSeveralOwners;
   return value;
 }
@@ -332,7 +431,7 @@ Status LearnedAddresses::open(Entry& entry, std::span<const Grant> grants) {
       of_one.push_back(written(entry, address, std::span(&grants[0].owner, 1)));
     parts.push_back({of_one, grants[0].owner.opening->ports});
   } else {
-    std::map<Address, std::vector<LearnedTable::Owner>> owners;
+    std::map<Address, std::vector<LearnedOwner>> owners;
     for (const auto& grant : grants)
       for (const auto& address : grant.addresses) owners[address].push_back(grant.owner);
     for (const auto& [address, fresh] : owners)
@@ -342,6 +441,7 @@ Status LearnedAddresses::open(Entry& entry, std::span<const Grant> grants) {
   // So that what is in the kernel has its owner, come what may.
   for (const auto& grant : grants) entry.table.make_room(grant.addresses, grants.size());
   if (auto status = map_.learn(entry.scope, parts); !status) {
+    for (const auto& grant : grants) entry.table.drop_room(grant.addresses);
     return fail_with(status.error().code, "{}: {}", entry.name, status.error().message);
   }
   for (const auto& grant : grants)

@@ -9,8 +9,11 @@
 //
 // Each attachment has a mutex of its own. Rules, owners and what the kernel has change together
 // under it, so an address is learned either before a rule goes (and goes with it) or not at all.
-// Nothing slow happens under it: policies are compiled before settle(), and a call costs system
-// calls in proportion to its addresses. Lock order: this one, then the LearnedMap's.
+// The names come with each push and are judged under it too: a resolver that judged by a former
+// list opens nothing for a name that is denied since. Nothing slow happens under it: policies are
+// compiled before settle(), a call costs system calls in proportion to its addresses, a change of
+// rules a judgement (200 ns) for each answer that is remembered. Lock order: this one, then the
+// LearnedMap's.
 #pragma once
 
 #include <functional>
@@ -19,6 +22,7 @@
 #include <shared_mutex>
 #include <span>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -55,8 +59,10 @@ class LearnedAddresses {
   // From the moment it has returned learning for it is refused. What is in the kernel goes with its
   // scope, which is the data plane's business.
   void remove(AttachmentId id);
-  // Another basis: what only a removed rule, or a former decider, opened is revoked. True when
-  // something was: connections may have lost what they ran on.
+  // Another basis: each name that has opened addresses is judged again. What only a removed rule, a
+  // former decider or a name that is not allowed any more opened is revoked; where another rule
+  // decides on the name now, its ports take the place of the former one's. True when something was
+  // lost: connections may have lost what they ran on.
   [[nodiscard]] bool settle(AttachmentId id, Basis basis);
   // Forgets what has ended. True as above: an address may live on with fewer ports.
   [[nodiscard]] bool expire(AttachmentId id);
@@ -68,6 +74,12 @@ class LearnedAddresses {
                               std::span<const Address> addresses);
 
  private:
+  struct NamesHash {
+    using is_transparent = void;
+    std::size_t operator()(std::string_view names) const {
+      return std::hash<std::string_view>{}(names);
+    }
+  };
   struct Entry {
     std::mutex mutex;
     bool gone = false;
@@ -76,26 +88,36 @@ class LearnedAddresses {
     Basis basis;
     std::vector<OpeningPtr> decided;  // one for each list of ports that the decider gave
     LearnedTable table;
+    // By the names; of an earlier daemon by a space and the tag. Owners point to them.
+    std::unordered_map<std::string, LearnedUnder, NamesHash, std::equal_to<>> under;
     // Of an earlier daemon, until the sources have spoken.
     std::unordered_map<Address, KnownAddress, AddressHash> found;
   };
   // A grant of a push, once it is allowed.
   struct Grant {
     std::span<const Address> addresses;
-    LearnedTable::Owner owner;
+    LearnedOwner owner;
   };
 
   [[nodiscard]] std::shared_ptr<Entry> find(AttachmentId id) const;
   [[nodiscard]] static Status may_learn(const Entry* entry, const std::string& instance,
                                         AttachmentId id);
-  [[nodiscard]] static Result<Grant> granted(Entry& entry, const NameGrant& asked, BootTime now);
+  [[nodiscard]] static Result<LearnedUnder*> judged(Entry& entry,
+                                                    std::span<const std::string_view> names,
+                                                    BootTime now);
+  [[nodiscard]] Status learn_under(Entry& entry, LearnedUnder& under,
+                                   std::span<const NameGrant> asked, BootTime now);
+  [[nodiscard]] static Result<Grant> granted(Entry& entry, LearnedUnder& under,
+                                             const NameGrant& asked, BootTime now);
   [[nodiscard]] static Status check_explicit(const Entry& entry, const Grant& grant,
                                              std::uint32_t counted, BootTime now);
   [[nodiscard]] Status open(Entry& entry, std::span<const Grant> grants);
   [[nodiscard]] static LearnedAddress written(const Entry& entry, const Address& address,
-                                              std::span<const LearnedTable::Owner> fresh);
+                                              std::span<const LearnedOwner> fresh);
   [[nodiscard]] static const Opening* decided(Entry& entry, std::span<const PortRange> ports);
   static void claim_found(Entry& entry, BootTime now, std::vector<Address>& contested);
+  static void judge_again(Entry& entry, BootTime now, std::vector<Address>& orphaned,
+                          std::vector<Address>& narrowed);
   [[nodiscard]] bool withdraw(Entry& entry, const std::vector<Address>& orphaned,
                               const std::vector<Address>& narrowed);
 

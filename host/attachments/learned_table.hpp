@@ -1,43 +1,95 @@
-// Who vouches for each learned address of one attachment, so that removing a rule revokes what only
-// it opened. The kernel checks expiry; this is only the ownership.
+// Who vouches for each learned address of one attachment: an opening, for the names that led to the
+// address. So removing a rule, or denying a name, revokes what only it opened. The kernel checks
+// expiry; this is only the ownership.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
-#include "attachments/policy_cache.hpp"
+#include "attachments/name_judge.hpp"
 #include "base/address.hpp"
 #include "base/ids.hpp"
+#include "dataplane/data_plane.hpp"
 
 namespace sluice {
 
-class LearnedTable {
+// The names that one answer led through, and what the rules in force say of them.
+struct LearnedUnder {
+  std::string_view names;  // as NameJudge reads them; empty: an earlier daemon knew them
+  std::uint32_t tag = 0;   // then: what it left beside the addresses
+  NameJudge::Ruling ruling;
+  std::size_t owners = 0;  // in the table
+};
+
+struct LearnedOwner {
+  const Opening* opening = nullptr;  // both are kept alive by whoever calls
+  LearnedUnder* under = nullptr;
+  BootTime active_until, grace_until;
+  std::uint32_t tag = 0;  // in the kernel
+
+  [[nodiscard]] auto place() const { return std::pair(opening, under); }
+};
+
+// What all owners of one address amount to: the latest of their times, and the tag of the one that
+// vouches for longest, since a later daemon will know no other.
+class OwnerSum {
  public:
-  struct Owner {
-    const Opening* opening = nullptr;  // kept alive by whoever calls
-    BootTime active_until, grace_until;
-  };
-
-  // The next `owners` add()s for each of them allocate nothing.
-  void make_room(std::span<const Address> addresses, std::size_t owners = 1);
-  void add(const Address& address, const Owner& owner);
-  void remove(const Address& address) { owners_.erase(address); }
-  [[nodiscard]] std::span<const Owner> owners(const Address& address) const;
-
-  // Forgets owners that have ended or are not to be kept; `keep` is asked for the others.
-  // `orphaned` receives the addresses that nobody vouches for any more though their time had not
-  // come, `narrowed` those that lost one of several owners.
-  void keep(const std::function<bool(const Opening*)>& keep, BootTime now,
-            std::vector<Address>& orphaned, std::vector<Address>& narrowed);
-
-  [[nodiscard]] bool empty() const { return owners_.empty(); }
-  [[nodiscard]] std::size_t size() const { return owners_.size(); }
+  void add(const LearnedOwner& owner);
+  [[nodiscard]] BootTime active_until() const { return active_until_; }
+  [[nodiscard]] BootTime grace_until() const { return grace_until_; }
+  [[nodiscard]] std::uint32_t tag() const { return several_ ? tag_ | kSeveralOwners : tag_; }
+  bool operator==(const OwnerSum&) const = default;
 
  private:
-  std::unordered_map<Address, std::vector<Owner>, AddressHash> owners_;
+  BootTime active_until_, grace_until_;
+  std::uint32_t tag_ = 0;
+  bool several_ = false;
+};
+
+class LearnedTable {
+ public:
+  // The next `owners` add()s for each of them allocate nothing.
+  void make_room(std::span<const Address> addresses, std::size_t owners = 1);
+  // Nothing came of it.
+  void drop_room(std::span<const Address> addresses);
+  void add(const Address& address, const LearnedOwner& owner);
+  void remove(const Address& address);
+  [[nodiscard]] std::span<const LearnedOwner> owners(const Address& address) const;
+  [[nodiscard]] OwnerSum sum(const Address& address) const;
+
+  // Forgets owners that have ended, and puts those in the place of each other one that `judge`
+  // gives; it is told all that the address had. `orphaned` receives the addresses that nobody
+  // vouches for any more though their time had not come, `narrowed` those whose owners amount to
+  // something else than before.
+  using Judge = std::function<void(const LearnedOwner&, std::span<const LearnedOwner> all,
+                                   std::vector<LearnedOwner>& instead)>;
+  void review(const Judge& judge, BootTime now, std::vector<Address>& orphaned,
+              std::vector<Address>& narrowed);
+
+  // Some of the addresses that no new connection may use, `most` at most.
+  [[nodiscard]] std::vector<Address> in_grace(BootTime now, std::size_t most) const;
+  // How many add()s with this place would make an owner more.
+  [[nodiscard]] std::size_t missing(std::span<const Address> addresses,
+                                    const LearnedOwner& owner) const;
+
+  [[nodiscard]] bool empty() const { return held_.empty(); }
+  [[nodiscard]] std::size_t size() const { return held_.size(); }
+  // Of all addresses together.
+  [[nodiscard]] std::size_t owner_count() const { return owner_count_; }
+
+ private:
+  struct Held {
+    std::vector<LearnedOwner> owners;  // in order of their places: one address may have thousands
+    OwnerSum sum;
+  };
+  void count(const std::vector<LearnedOwner>& owners, bool come);
+
+  std::unordered_map<Address, Held, AddressHash> held_;
+  std::size_t owner_count_ = 0;
 };
 
 }  // namespace sluice

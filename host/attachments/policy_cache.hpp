@@ -8,10 +8,13 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <span>
 #include <unordered_map>
 #include <vector>
 
+#include "attachments/name_judge.hpp"
 #include "attachments/opening.hpp"
 #include "base/ids.hpp"
 #include "base/result.hpp"
@@ -58,6 +61,16 @@ struct DomainRules {
   std::unordered_map<std::uint32_t, std::uint32_t> by_id;
   std::vector<OpeningPtr> openings;  // beside `rules`; null: a deny
   BootTime next_expiry;
+
+  // [any] Of these rules; made by whoever needs it first.
+  [[nodiscard]] const NameJudge& judge() const {
+    std::call_once(judge_once_, [this] { judge_.emplace(rules, openings); });
+    return *judge_;
+  }
+
+ private:
+  mutable std::once_flag judge_once_;
+  mutable std::optional<const NameJudge> judge_;
 };
 using DomainRulesPtr = std::shared_ptr<const DomainRules>;
 

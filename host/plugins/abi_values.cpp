@@ -204,6 +204,11 @@ Result<Layer> layer_from(const sluice_layer* writers) {
 
 namespace {
 
+// Of presentation form: what else a label holds is escaped in it.
+bool is_name_text(char c) {
+  return c > 0x20 && c < 0x7f && (c < 'A' || c > 'Z');
+}
+
 Status address_from(const sluice_address& raw, std::size_t index,
                     std::array<std::uint8_t, 16>& address) {
   if (raw.family == 4) {
@@ -247,6 +252,8 @@ Status PushFrom::read(const sluice_push* writers) {
     if (name.empty() || name.size() > kLongestNameText)
       return fail("name {} of a push has {} bytes, where 1 to {} are taken", i, name.size(),
                   kLongestNameText);
+    if (!std::ranges::all_of(name, is_name_text))
+      return fail("name {} of a push is not lower-case ASCII with escapes", i);
   }
   std::size_t count = 0;
   for (std::size_t i = 0; i < raw.grant_count; ++i) {

@@ -30,7 +30,7 @@
 #endif
 #include <sluice/types.hpp>
 
-#include "dns/name.hpp"
+#include "names/name.hpp"
 
 namespace sluice::dns {
 

@@ -38,7 +38,7 @@
 #include <sluice/types.hpp>
 
 #include "dns/answer.hpp"
-#include "dns/name.hpp"
+#include "names/name.hpp"
 
 namespace sluice::dns {
 

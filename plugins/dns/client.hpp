@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-#include "dns/bytes.hpp"
 #include "dns/endpoint.hpp"
 #include "dns/stream.hpp"
+#include "names/bytes.hpp"
 
 namespace sluice::dns {
 

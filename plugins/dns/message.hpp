@@ -17,8 +17,8 @@
 #include <iterator>
 #include <string_view>
 
-#include "dns/bytes.hpp"
-#include "dns/name.hpp"
+#include "names/bytes.hpp"
+#include "names/name.hpp"
 
 namespace sluice::dns {
 

@@ -5,8 +5,8 @@
 #include <set>
 #include <string>
 
-#include "dns/name.hpp"
 #include "dns/reserved.hpp"
+#include "names/name.hpp"
 
 namespace sluice::dns {
 namespace {

@@ -7,8 +7,8 @@
 #include <cstdint>
 #include <string_view>
 
-#include "dns/bytes.hpp"
-#include "dns/name.hpp"
+#include "names/bytes.hpp"
+#include "names/name.hpp"
 
 namespace sluice::dns {
 

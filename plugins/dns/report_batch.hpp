@@ -8,7 +8,7 @@
 #include <span>
 
 #include "dns/host_side.hpp"
-#include "dns/name.hpp"
+#include "names/name.hpp"
 
 namespace sluice::dns {
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <functional>
 
-#include "domains/public_suffix.hpp"
+#include "names/rule_pattern.hpp"
 
 namespace sluice::dns {
 namespace {
@@ -146,17 +146,8 @@ RuleSet::RuleSet(std::span<const sdk::Rule> rules) : hash_(hash_of(rules)) {
 }
 
 void RuleSet::read(const sdk::Rule& rule, std::uint32_t number, DomainIndex::Builder& builder) {
-  const auto pattern = DomainPattern::parse(rule.domain);
+  const auto pattern = rule_pattern({rule.domain, rule.action, rule.public_suffix});
   if (!pattern) return complain(rule, pattern.error());
-  if (rule.action == sdk::Action::allow && !rule.public_suffix && pattern->reach != Reach::exact) {
-    const Name::Text base = pattern->base.text();
-    std::string normal = pattern->reach == Reach::below ? "*." : ".";
-    if (domains::covers_public_suffix(normal += base.view()))
-      return complain(
-          rule,
-          "covers a public suffix, below which anybody may get a name; name the domains "
-          "that are meant, or set public_suffix");
-  }
   builder.add(*pattern, number, rule.action, rule.expires.value_or(kNever));
 }
 

@@ -23,8 +23,8 @@
 #include <unordered_set>
 #include <vector>
 
-#include "dns/domain_index.hpp"
 #include "dns/published.hpp"
+#include "names/domain_index.hpp"
 
 namespace sluice::dns {
 

@@ -9,8 +9,8 @@
 #include <array>
 #include <cerrno>
 
-#include "dns/bytes.hpp"
 #include "dns/upstream.hpp"
+#include "names/bytes.hpp"
 
 namespace sluice::dns {
 namespace {

@@ -12,9 +12,9 @@
 #include <sluice/types.hpp>
 
 #include "dns/budget.hpp"
-#include "dns/name.hpp"
 #include "dns/push_memory.hpp"
 #include "dns/rule_book.hpp"
+#include "names/name.hpp"
 
 namespace sluice::dns {
 

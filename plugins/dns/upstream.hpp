@@ -21,9 +21,9 @@
 #include "base/fd.hpp"
 #include "dns/endpoint.hpp"
 #include "dns/flat_map.hpp"
-#include "dns/name.hpp"
 #include "dns/random.hpp"
 #include "dns/timer_wheel.hpp"
+#include "names/name.hpp"
 
 namespace sluice::dns {
 

@@ -10,7 +10,7 @@
 #include "config/duration.hpp"
 #include "config/table_reader.hpp"
 #include "config/toml_document.hpp"
-#include "domains/public_suffix.hpp"
+#include "names/public_suffix.hpp"
 #include "static/domain_pattern.hpp"
 #include "static/record_type.hpp"
 
@@ -252,7 +252,7 @@ class PolicyRules {
         continue;
       }
       if (group.action == Action::allow && !group.public_suffix &&
-          domains::covers_public_suffix(*pattern)) {
+          names::covers_public_suffix(*pattern)) {
         errors.add(text.position,
                    fmt::format("domains: {} covers a public suffix: anybody may get a name below "
                                "it. Name what you mean, or set public_suffix = true in this rule",

@@ -29,7 +29,7 @@ Rule named(std::uint32_t index, std::uint32_t version) {
 // Where an attachment is at one time. The epoch of a rule is odd while it is being replaced.
 struct Place {
   std::atomic<std::uint64_t> id{0};
-  std::array<std::atomic<std::uint32_t>, kRules> epoch{}, rule_id{};
+  std::array<std::atomic<std::uint32_t>, kRules> epoch{}, rule_id{}, version{};
 };
 struct Learned {
   std::uint64_t id;
@@ -44,10 +44,10 @@ Address unique_address(std::uint32_t worker, std::uint32_t number) {
   return address;
 }
 
-Status learn(Stage& stage, AttachmentId id, const Address& address, std::uint32_t rule) {
-  constexpr std::string_view kName = "r.example";
+Status learn(Stage& stage, AttachmentId id, const Address& address, std::uint32_t rule,
+             std::string_view name = "r.example") {
   const NameGrant grant{.rule = rule, .addresses = std::span(&address, 1), .ttl_ns = kTtl};
-  return stage.manager.learn("dns", id, {std::span(&kName, 1), std::span(&grant, 1)});
+  return stage.manager.learn("dns", id, {std::span(&name, 1), std::span(&grant, 1)});
 }
 
 }  // namespace
@@ -61,8 +61,10 @@ TEST_CASE("learning threads against changing rules, and attachments that come an
     std::vector<Rule> rules;
     for (std::uint32_t i = 0; i < kRules; ++i) rules.push_back(named(i, versions[at][i]));
     REQUIRE(stage.manager.replace_layer("one", {places[at].id.load()}, allowlist(rules)));
-    for (std::uint32_t i = 0; i < kRules; ++i)
+    for (std::uint32_t i = 0; i < kRules; ++i) {
       places[at].rule_id[i] = stage.listener.domains[i].id.value;
+      places[at].version[i] = versions[at][i];
+    }
   };
   const auto renew = [&](std::size_t at) {
     const auto ifindex = next_ifindex++;
@@ -91,7 +93,8 @@ TEST_CASE("learning threads against changing rules, and attachments that come an
         const auto address = unique_address(worker, number);
         const auto before = place.epoch[rule].load();
         if (place.id.load() != id) continue;  // the epoch may be its successor's
-        const auto status = learn(stage, {id}, address, place.rule_id[rule]);
+        const auto status = learn(stage, {id}, address, place.rule_id[rule],
+                                  named(rule, place.version[rule]).domain);
         const auto after = place.epoch[rule].load();
         ++calls;
         if (!status || place.id.load() != id) continue;

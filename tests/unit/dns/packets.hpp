@@ -16,7 +16,7 @@
 
 #include "dns/address.hpp"
 #include "dns/message.hpp"
-#include "dns/name.hpp"
+#include "names/name.hpp"
 
 namespace dns_test {
 

@@ -1,5 +1,5 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
-#include "dns/name.hpp"
+#include "names/name.hpp"
 
 #include <doctest/doctest.h>
 

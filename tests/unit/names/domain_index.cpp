@@ -1,5 +1,5 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
-#include "dns/domain_index.hpp"
+#include "names/domain_index.hpp"
 
 #include <doctest/doctest.h>
 

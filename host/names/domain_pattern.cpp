@@ -1,4 +1,4 @@
-#include "dns/domain_pattern.hpp"
+#include "names/domain_pattern.hpp"
 
 #include <arpa/inet.h>
 

@@ -11,7 +11,7 @@
 #include <string>
 #include <string_view>
 
-#include "dns/name.hpp"
+#include "names/name.hpp"
 
 namespace sluice::dns {
 

@@ -18,7 +18,7 @@
 #include <optional>
 #include <string_view>
 
-#include "dns/bytes.hpp"
+#include "names/bytes.hpp"
 
 namespace sluice::dns {
 

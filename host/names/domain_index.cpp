@@ -1,4 +1,4 @@
-#include "dns/domain_index.hpp"
+#include "names/domain_index.hpp"
 
 #include <algorithm>
 #include <array>

@@ -28,7 +28,7 @@
 #endif
 #include <sluice/types.hpp>
 
-#include "dns/domain_pattern.hpp"
+#include "names/domain_pattern.hpp"
 
 namespace sluice::dns {
 

@@ -1,4 +1,4 @@
-#include "domains/public_suffix.hpp"
+#include "names/public_suffix.hpp"
 
 #include <libpsl.h>
 
@@ -6,7 +6,7 @@
 #include <array>
 #include <string>
 
-namespace sluice::domains {
+namespace sluice::names {
 namespace {
 
 // Top-level labels that nobody can register below.
@@ -42,4 +42,4 @@ bool covers_public_suffix(std::string_view pattern) {
   return is_suffix(name) || is_suffix(std::string(kAnyLabel) + name);
 }
 
-}  // namespace sluice::domains
+}  // namespace sluice::names

@@ -1,5 +1,5 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
-#include "dns/domain_pattern.hpp"
+#include "names/domain_pattern.hpp"
 
 #include <doctest/doctest.h>
 

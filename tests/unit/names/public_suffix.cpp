@@ -1,11 +1,11 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
-#include "domains/public_suffix.hpp"
+#include "names/public_suffix.hpp"
 
 #include <doctest/doctest.h>
 
 #include <string>
 
-using sluice::domains::covers_public_suffix;
+using sluice::names::covers_public_suffix;
 
 TEST_CASE("a pattern below which anybody may get a name covers a public suffix") {
   struct Row {

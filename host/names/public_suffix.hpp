@@ -17,9 +17,9 @@
 
 #include <string_view>
 
-namespace sluice::domains {
+namespace sluice::names {
 
 // `pattern`: normal form, that is lower case, A-labels, no dot at the end. [any] thread.
 [[nodiscard]] bool covers_public_suffix(std::string_view pattern);
 
-}  // namespace sluice::domains
+}  // namespace sluice::names

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "dns/name.hpp"
+#include "names/name.hpp"
 
 namespace sluice::dns {
 namespace {

@@ -1,0 +1,243 @@
+// Addresses hang on the names that led to them: a name that is not allowed any more loses what only
+// it had opened, at once, and its siblings lose nothing.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+
+#include <string>
+#include <vector>
+
+#include "stage.hpp"
+
+using namespace sluice;
+using namespace sluice::test;
+using namespace std::chrono_literals;
+
+namespace {
+
+constexpr std::uint64_t kMinute = 60'000'000'000;
+
+Rule deny_name(const std::string& domain) {
+  auto rule = allow_name(domain);
+  rule.action = Action::deny;
+  return rule;
+}
+
+struct Names : Stage {
+  explicit Names(std::vector<Rule> rules, std::shared_ptr<FakeKernel> kernel_in_use = nullptr)
+      : Stage(config_of({wire({"one", "saas", "dns"})}), std::move(kernel_in_use)) {
+    if (this->kernel->slots.empty()) run_source("one");
+    id = attach(tap("tap1", 7));
+    say(std::move(rules));
+  }
+  void say(std::vector<Rule> rules) {
+    REQUIRE(manager.replace_layer("one", id, allowlist(std::move(rules))));
+  }
+  [[nodiscard]] std::uint32_t rule_of(const std::string& domain) const {
+    for (const auto& rule : listener.domains)
+      if (rule.domain == domain) return rule.id.value;
+    return 999;
+  }
+  // As a resolver that judges by the list it knows: 0, or why not.
+  int open(const std::vector<std::string_view>& names, std::uint32_t rule,
+           const std::vector<std::string>& texts, std::uint64_t ttl = kMinute) {
+    std::vector<Address> addresses;
+    for (const auto& text : texts) addresses.push_back(mapped(text));
+    const NameGrant grant{.rule = rule, .addresses = addresses, .ttl_ns = ttl};
+    const auto status = manager.learn("dns", id, {names, std::span(&grant, 1)});
+    return status ? 0 : status.error().code;
+  }
+  [[nodiscard]] bool reaches(const std::string& address, std::uint16_t port = 443) const {
+    return passes(id, to(address, port));
+  }
+
+  AttachmentId id;
+};
+
+}  // namespace
+
+TEST_CASE("a deny under a wildcard closes what the name had opened, and nothing of its siblings") {
+  const auto all = allow_name("*.example.org");
+  Names stage({all});
+  const auto rule = stage.rule_of("*.example.org");
+  REQUIRE(stage.open({"a.example.org"}, rule, {"192.0.2.1", "2001:db8::1", "192.0.2.99"}) == 0);
+  REQUIRE(stage.open({"b.example.org"}, rule, {"192.0.2.2", "2001:db8::2", "192.0.2.99"}) == 0);
+  const auto severings = stage.in_kernel(stage.id).severings;
+  stage.say({all, deny_name("a.example.org")});
+  for (const char* gone : {"192.0.2.1", "2001:db8::1"}) CHECK_FALSE(stage.reaches(gone));
+  for (const char* stays : {"192.0.2.2", "2001:db8::2", "192.0.2.99"}) CHECK(stage.reaches(stays));
+  CHECK(stage.in_kernel(stage.id).severings > severings);
+
+  SUBCASE("a resolver that judged by the former list opens nothing any more") {
+    // The wildcard's rule is still in force; that the name is not its own any more is known here.
+    CHECK(stage.rule_of("*.example.org") == rule);
+    CHECK(stage.open({"a.example.org"}, rule, {"192.0.2.3"}) == ESTALE);
+    CHECK_FALSE(stage.reaches("192.0.2.3"));
+    CHECK(stage.open({"b.example.org"}, rule, {"192.0.2.4"}) == 0);
+  }
+  SUBCASE("what two names had opened goes with the second one") {
+    stage.say({all, deny_name(".example.org")});
+    CHECK(stage.learned(stage.id).empty());
+  }
+  SUBCASE("without the deny the name may come back") {
+    stage.say({all});
+    CHECK_FALSE(stage.reaches("192.0.2.1"));  // with its next answer only
+    CHECK(stage.open({"a.example.org"}, rule, {"192.0.2.1"}) == 0);
+  }
+}
+
+TEST_CASE("a deny of a name on the way closes what was reached through it") {
+  const auto all = allow_name("*.example.org");
+  Names stage({all});
+  const auto rule = stage.rule_of("*.example.org");
+  REQUIRE(stage.open({"a.example.org", "edge.bad.example", "x.cdn.example"}, rule, {"192.0.2.1"}) ==
+          0);
+  REQUIRE(stage.open({"b.example.org", "x.cdn.example"}, rule, {"192.0.2.2"}) == 0);
+  stage.say({all, deny_name(".bad.example")});
+  CHECK_FALSE(stage.reaches("192.0.2.1"));
+  CHECK(stage.reaches("192.0.2.2"));
+  CHECK(stage.open({"c.example.org", "edge.bad.example"}, rule, {"192.0.2.3"}) == ESTALE);
+  // An allow speaks of the question alone.
+  stage.say({all, allow_name("x.cdn.example", {port("tcp/25")})});
+  CHECK(stage.reaches("192.0.2.2"));
+}
+
+TEST_CASE("a rule that now decides on a name puts its ports in the place of the former one's") {
+  const auto all = allow_name("*.example.org");
+  Names stage({all});
+  const auto wide = stage.rule_of("*.example.org");
+  REQUIRE(stage.open({"a.example.org"}, wide, {"192.0.2.1"}) == 0);
+  REQUIRE(stage.open({"b.example.org"}, wide, {"192.0.2.2"}) == 0);
+  CHECK(stage.reaches("192.0.2.1", 22));
+  SUBCASE("a more specific one with fewer ports") {
+    stage.say({all, allow_name("a.example.org", {port("tcp/443")})});
+    CHECK_FALSE(stage.reaches("192.0.2.1", 22));
+    CHECK(stage.reaches("192.0.2.1", 443));  // what runs there is allowed, and goes on
+    CHECK(stage.reaches("192.0.2.2", 22));
+    CHECK(stage.open({"a.example.org"}, wide, {"192.0.2.1"}) == ESTALE);
+    CHECK_FALSE(stage.reaches("192.0.2.1", 22));
+  }
+  SUBCASE("the same with an end of its own") {
+    auto brief = allow_name("a.example.org", {port("tcp/443")});
+    brief.expires = {stage.now.nanoseconds + 10'000'000'000};
+    stage.say({all, brief});
+    CHECK(stage.reaches("192.0.2.1", 443));
+    stage.now.nanoseconds += 11'000'000'000;
+    CHECK_FALSE(stage.reaches("192.0.2.1", 443));  // in the kernel, with nobody's help
+  }
+  SUBCASE("the wildcard itself, with other ports") {
+    stage.say({allow_name("*.example.org", {port("tcp/443")})});
+    for (const char* address : {"192.0.2.1", "192.0.2.2"}) {
+      CHECK(stage.reaches(address, 443));
+      CHECK_FALSE(stage.reaches(address, 22));
+    }
+  }
+  SUBCASE("a less specific one, when the rule goes") {
+    stage.say({allow_name(".org", {port("tcp/25")}), all});
+    CHECK(stage.reaches("192.0.2.1", 22));
+    auto wider = allow_name(".org", {port("tcp/25")});
+    wider.public_suffix = true;
+    stage.say({wider});
+    CHECK(stage.reaches("192.0.2.1", 25));
+    CHECK_FALSE(stage.reaches("192.0.2.1", 22));
+  }
+  SUBCASE("one that covers a public suffix without saying so decides on nothing") {
+    stage.say({allow_name(".org", {port("tcp/25")})});
+    CHECK(stage.learned(stage.id).empty());
+  }
+}
+
+TEST_CASE("an address of a reserved range does not pass to a rule without the range") {
+  auto inside = allow_name("*.example.org");
+  inside.ranges = {*Prefix::parse("10.0.0.0/8")};
+  Names stage({inside});
+  const auto rule = stage.rule_of("*.example.org");
+  REQUIRE(stage.open({"a.example.org"}, rule, {"10.0.0.7"}) == 0);
+  REQUIRE(stage.open({"b.example.org"}, rule, {"10.0.0.8"}) == 0);
+  auto also = allow_name("b.example.org", {port("tcp/443")});
+  also.ranges = {*Prefix::parse("10.0.0.0/8"), *Prefix::parse("192.168.0.0/16")};
+  stage.say({inside, allow_name("a.example.org"), also});
+  CHECK_FALSE(stage.reaches("10.0.0.7"));
+  CHECK(stage.reaches("10.0.0.8"));
+}
+
+TEST_CASE("a rule that ends leaves its names to what decides then") {
+  auto brief = allow_name("a.example.org");
+  auto brief_deny = deny_name("b.example.org");
+  const auto all = allow_name("*.example.org", {port("tcp/443")});
+  Names stage({all});
+  brief.expires = brief_deny.expires = {stage.now.nanoseconds + 10'000'000'000};
+  stage.say({all, brief, brief_deny});
+  REQUIRE(stage.open({"a.example.org"}, stage.rule_of("a.example.org"), {"192.0.2.1"}) == 0);
+  CHECK(stage.open({"b.example.org"}, stage.rule_of("*.example.org"), {"192.0.2.2"}) == ESTALE);
+  stage.pass_time(11s);
+  CHECK(stage.open({"b.example.org"}, stage.rule_of("*.example.org"), {"192.0.2.2"}) == 0);
+}
+
+TEST_CASE("what a decider allowed is over when a rule speaks of the name") {
+  Names stage({});
+  stage.manager.instance("saas", {.policy_source = true, .decider = true}, InstanceState::running);
+  REQUIRE(stage.open({"a.example"}, NameGrant::kDecided, {"192.0.2.1"}) == 0);
+  REQUIRE(stage.open({"b.example", "c.example"}, NameGrant::kDecided, {"192.0.2.2"}) == 0);
+  REQUIRE(stage.open({"d.example"}, NameGrant::kDecided, {"192.0.2.3"}) == 0);
+  stage.say({deny_name("a.example"), deny_name("c.example")});
+  CHECK_FALSE(stage.reaches("192.0.2.1"));
+  CHECK_FALSE(stage.reaches("192.0.2.2"));
+  CHECK(stage.reaches("192.0.2.3"));
+  CHECK(stage.open({"a.example"}, NameGrant::kDecided, {"192.0.2.1"}) == ESTALE);
+  CHECK(stage.open({"b.example", "c.example"}, NameGrant::kDecided, {"192.0.2.1"}) == ESTALE);
+}
+
+TEST_CASE("what is no name opens nothing") {
+  Names stage({allow_name("*.example.org")});
+  for (const char* name : {"a..example.org", ".", "a\\2.example.org"}) {
+    CAPTURE(name);
+    CHECK(stage.open({name}, stage.rule_of("*.example.org"), {"192.0.2.1"}) != 0);
+  }
+  CHECK(stage.learned(stage.id).empty());
+}
+
+TEST_CASE("after a restart with other rules, what may not be allowed any more is closed") {
+  const auto org = allow_name("*.example.org"), net = allow_name("*.example.net");
+  const auto one = allow_name("one.example");
+  Names before({org, net, one});
+  REQUIRE(before.open({"a.example.org"}, before.rule_of("*.example.org"), {"192.0.2.1"}) == 0);
+  REQUIRE(before.open({"b.example.net"}, before.rule_of("*.example.net"), {"192.0.2.2"}) == 0);
+  REQUIRE(before.open({"one.example"}, before.rule_of("one.example"), {"192.0.2.3"}) == 0);
+  REQUIRE(before.open({"c.example.net", "x.cdn.example"}, before.rule_of("*.example.net"),
+                      {"192.0.2.4"}) == 0);
+  const auto next = [&](std::vector<Rule> rules) {
+    Stage stage(config_of({wire({"one", "saas", "dns"})}), before.kernel);
+    stage.run_source("one");
+    stage.manager.instance("saas", {}, InstanceState::running);
+    stage.manager.instance("dns", {}, InstanceState::running);
+    const auto id = stage.attach(tap("tap1", 7));
+    REQUIRE(stage.manager.replace_layer("one", id, allowlist(std::move(rules))));
+    std::string open;
+    for (int i = 1; i <= 4; ++i)
+      if (stage.passes(id, to(fmt::format("192.0.2.{}", i)))) open += static_cast<char>('0' + i);
+    return open;
+  };
+  SUBCASE("the same rules, in another order") { CHECK(next({one, net, org}) == "1234"); }
+  SUBCASE("an allow elsewhere") { CHECK(next({org, net, one, allow_name("two.example")}) == "1234"); }
+  SUBCASE("a deny under one wildcard: its names are not known, so all of them go") {
+    // And those that led through an alias, which it may be about.
+    CHECK(next({org, net, one, deny_name("a.example.org")}) == "23");
+  }
+  SUBCASE("a more specific rule") {
+    CHECK(next({org, net, one, allow_name("b.example.net", {port("tcp/25")})}) == "13");
+  }
+  SUBCASE("and a change after it judges them no other way") {
+    Stage stage(config_of({wire({"one", "saas", "dns"})}), before.kernel);
+    stage.run_source("one");
+    stage.manager.instance("saas", {}, InstanceState::running);
+    stage.manager.instance("dns", {}, InstanceState::running);
+    const auto id = stage.attach(tap("tap1", 7));
+    REQUIRE(stage.manager.replace_layer("one", id, allowlist({org, net, one})));
+    CHECK(stage.passes(id, to("192.0.2.1")));
+    REQUIRE(stage.manager.replace_layer("one", id,
+                                        allowlist({org, net, one, deny_name("a.example.org")})));
+    CHECK_FALSE(stage.passes(id, to("192.0.2.1")));
+    CHECK(stage.passes(id, to("192.0.2.2")));
+    CHECK(stage.passes(id, to("192.0.2.3")));
+  }
+}
