@@ -109,6 +109,7 @@ class AttachmentManager final : public Core {
                                std::vector<Rule> add, std::vector<Rule> remove) override;
   Result<Applied> withdraw_layer(const std::string& instance, AttachmentId id) override;
   Status replace_layers(const std::string& instance, std::vector<LayerChange> changes) override;
+  void set_learned_share(std::uint32_t most) { learned_.set_share(most); }
   Status learn(const std::string& instance, AttachmentId id, const NamePush& push) override {
     return learned_.learn(instance, id, push);
   }

@@ -17,6 +17,12 @@ BootTime after(BootTime now, std::uint64_t nanoseconds) {
   return {nanoseconds > kEnd - now.nanoseconds ? kEnd : now.nanoseconds + nanoseconds};
 }
 
+// An attachment that has its share looks for room no more often, and at so many addresses: the
+// thread serves others too.
+constexpr std::uint64_t kReclaimEvery = 1'000'000'000;
+constexpr std::size_t kMostReclaimed = 1024;
+constexpr std::uint64_t kWarnEvery = 60'000'000'000;
+
 BootTime not_after(BootTime when, BootTime end) {
   return end.never() ? when : std::min(when, end);
 }
@@ -147,27 +153,27 @@ bool LearnedAddresses::settle(AttachmentId id, Basis basis) {
   const bool same_decider = entry->basis.decider == basis.decider;
   std::swap(entry->basis, basis);
   if (!same_decider) former_decided.swap(entry->decided);
-  std::vector<Address> contested, orphaned, narrowed;
+  std::vector<Address> contested;
+  LearnedTable::Changes changes;
   const auto now = clock_();
   if (entry->basis.settled && !entry->found.empty()) claim_found(*entry, now, contested);
-  if (!same_rules || !same_decider) judge_again(*entry, now, orphaned, narrowed);
+  if (!same_rules || !same_decider) changes = judge_again(*entry, now);
   for (const auto& address : contested) {
-    (entry->table.owners(address).empty() ? orphaned : narrowed).push_back(address);
+    (entry->table.owners(address).empty() ? changes.orphaned : changes.narrowed).push_back(address);
   }
-  return withdraw(*entry, orphaned, narrowed);
+  return carry_out(*entry, changes);
 }
 
-void LearnedAddresses::judge_again(Entry& entry, BootTime now, std::vector<Address>& orphaned,
-                                   std::vector<Address>& narrowed) {
+LearnedTable::Changes LearnedAddresses::judge_again(Entry& entry, BootTime now) {
   std::erase_if(entry.under, [](const auto& under) { return under.second.owners == 0; });
-  if (entry.table.empty()) return;
+  if (entry.table.empty()) return {};
   const auto& judge = entry.basis.rules->judge();
   for (auto& [names, under] : entry.under) {
     if (under.names.empty()) continue;
     auto ruling = judge.rule_on(under.names, now);
     under.ruling = ruling ? std::move(*ruling) : NameJudge::Ruling{.denied = true};
   }
-  entry.table.review(Review(judge, entry.decided), now, orphaned, narrowed);
+  return entry.table.review(Review(judge, entry.decided), now);
 }
 
 // Gives what an earlier daemon learned to the openings in force that its tags name. `contested`
@@ -206,36 +212,36 @@ bool LearnedAddresses::expire(AttachmentId id) {
   const auto entry = find(id);
   if (!entry) return false;
   const std::lock_guard lock(entry->mutex);
-  if (entry->table.empty()) return false;
-  std::vector<Address> orphaned, narrowed;
+  const bool narrowed_before = std::exchange(entry->narrowed, false);
+  if (entry->table.empty()) return narrowed_before;
   const auto now = clock_();
   std::unordered_set<const Opening*> in_use;
-  entry->table.review(
+  const auto changes = entry->table.review(
       [&](const LearnedOwner& owner, auto, std::vector<LearnedOwner>& instead) {
         in_use.insert(owner.opening);
         instead.push_back(owner);
       },
-      now, orphaned, narrowed);
+      now);
   std::erase_if(entry->under, [](const auto& under) { return under.second.owners == 0; });
   std::erase_if(entry->decided,
                 [&](const OpeningPtr& opening) { return !in_use.contains(opening.get()); });
-  return withdraw(*entry, orphaned, narrowed);
+  return carry_out(*entry, changes) || narrowed_before;
 }
 
-// Takes addresses out of the kernel whose rules are gone. One that other rules still vouch for
-// keeps their ports only.
-bool LearnedAddresses::withdraw(Entry& entry, const std::vector<Address>& orphaned,
-                                const std::vector<Address>& narrowed) {
-  if (orphaned.empty() && narrowed.empty()) return false;
-  if (!orphaned.empty()) {
-    if (auto status = map_.revoke(entry.scope, orphaned); !status) {
+// Takes addresses out of the kernel that nobody vouches for any more. One that others still vouch
+// for keeps what they open. True when something was lost.
+bool LearnedAddresses::carry_out(Entry& entry, const LearnedTable::Changes& changes) {
+  mark(entry, changes.marked);
+  if (changes.orphaned.empty() && changes.narrowed.empty()) return false;
+  if (!changes.orphaned.empty()) {
+    if (auto status = map_.revoke(entry.scope, changes.orphaned); !status) {
       spdlog::error(
           "{}: {} addresses learned under removed domain rules could not be revoked: {}; they stay "
           "until they expire",
-          entry.name, orphaned.size(), status.error().message);
+          entry.name, changes.orphaned.size(), status.error().message);
     }
   }
-  for (const auto& address : narrowed) {
+  for (const auto& address : changes.narrowed) {
     const auto replaced = map_.replace(entry.scope, address_of(address, entry.table.sum(address)),
                                        ports_of(entry.table.owners(address)));
     if (replaced) continue;
@@ -250,6 +256,23 @@ bool LearnedAddresses::withdraw(Entry& entry, const std::vector<Address>& orphan
                 : "it keeps all its ports until it expires");
   }
   return true;
+}
+
+// So that a later daemon with the same rules knows whose they are. What cannot be written it takes
+// for nobody's, and closes.
+void LearnedAddresses::mark(Entry& entry, const std::vector<Address>& addresses) {
+  std::map<std::vector<PortRange>, std::vector<LearnedAddress>> by_ports;
+  for (const auto& address : addresses) {
+    by_ports[ports_of(entry.table.owners(address))].push_back(
+        address_of(address, entry.table.sum(address)));
+  }
+  std::vector<LearnedPart> parts;
+  for (const auto& [ports, marked] : by_ports) parts.push_back({marked, ports});
+  if (parts.empty()) return;
+  if (auto status = map_.learn(entry.scope, parts); !status) {
+    spdlog::debug("{}: {} addresses are not known to a later daemon: {}", entry.name,
+                  addresses.size(), status.error().message);
+  }
 }
 
 // ---- any thread ---------------------------------------------------------------------------------
@@ -313,7 +336,51 @@ Status LearnedAddresses::learn_under(Entry& entry, LearnedUnder& under,
     counted += static_cast<std::uint32_t>(one.addresses.size());
     grants.push_back(*grant);
   }
+  if (auto status = make_room(entry, grants, now); !status) return status;
   return open(entry, grants);
+}
+
+// For the owners that the grants bring, within the attachment's share.
+Status LearnedAddresses::make_room(Entry& entry, std::span<const Grant> grants, BootTime now) {
+  const std::size_t share = share_.load(std::memory_order_relaxed);
+  std::size_t most = 0;
+  for (const auto& grant : grants) most += grant.addresses.size();
+  if (entry.table.owner_count() + most <= share) return {};
+  const auto fits = [&] {
+    std::size_t more = 0;
+    for (const auto& grant : grants) more += entry.table.missing(grant.addresses, grant.owner);
+    return entry.table.owner_count() + more <= share;
+  };
+  if (fits()) return {};
+  if (entry.reclaim_at <= now) {
+    entry.reclaim_at = after(now, kReclaimEvery);
+    reclaim(entry, now);
+    if (fits()) return {};
+  }
+  if (entry.warn_at <= now) {
+    entry.warn_at = after(now, kWarnEvery);
+    spdlog::warn(
+        "{}: names have opened {} addresses, its share (host.max_learned_per_workload), and {} "
+        "would open more; it is refused until some have ended (said once a minute)",
+        entry.name, entry.table.owner_count(),
+        grants.empty() ? std::string_view("an answer") : grants[0].owner.under->names);
+  }
+  return fail_with(ENOSPC, "{}: names have opened {} addresses, its share", entry.name,
+                   entry.table.owner_count());
+}
+
+// Room from what has ended, and from what only live connections might use and none does.
+void LearnedAddresses::reclaim(Entry& entry, BootTime now) {
+  const auto changes =
+      entry.table.review([](const LearnedOwner& owner, auto,
+                            std::vector<LearnedOwner>& instead) { instead.push_back(owner); },
+                         now);
+  // The core loop, which may tell the ends of a connection, hears of it with the next expire().
+  entry.narrowed |= carry_out(entry, changes);
+  const auto idle = map_.unused(entry.scope, entry.table.in_grace(now, kMostReclaimed));
+  if (idle.empty()) return;
+  if (map_.revoke(entry.scope, idle))
+    for (const auto& address : idle) entry.table.remove(address);
 }
 
 // Under which opening and until when the addresses of a grant may be open, by what is in force.

@@ -16,6 +16,7 @@
 // LearnedMap's.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -30,6 +31,7 @@
 #include "attachments/learned_table.hpp"
 #include "attachments/policy_cache.hpp"
 #include "attachments/wiring.hpp"
+#include "config/config.hpp"
 #include "dataplane/data_plane.hpp"
 
 namespace sluice {
@@ -49,6 +51,10 @@ class LearnedAddresses {
 
   // `clock` is called from any thread. `map` outlives this.
   LearnedAddresses(LearnedMap& map, std::function<BootTime()> clock);
+
+  // How many addresses one attachment may have, each counted for every rule and answer that opened
+  // it: the kernel's map is everybody's, and so is the memory here.
+  void set_share(std::uint32_t most) { share_ = most; }
 
   // ---- [core loop] ----
 
@@ -92,6 +98,8 @@ class LearnedAddresses {
     std::unordered_map<std::string, LearnedUnder, NamesHash, std::equal_to<>> under;
     // Of an earlier daemon, until the sources have spoken.
     std::unordered_map<Address, KnownAddress, AddressHash> found;
+    bool narrowed = false;         // by a resolver's thread, since expire()
+    BootTime reclaim_at, warn_at;  // not before
   };
   // A grant of a push, once it is allowed.
   struct Grant {
@@ -111,18 +119,20 @@ class LearnedAddresses {
                                              const NameGrant& asked, BootTime now);
   [[nodiscard]] static Status check_explicit(const Entry& entry, const Grant& grant,
                                              std::uint32_t counted, BootTime now);
+  [[nodiscard]] Status make_room(Entry& entry, std::span<const Grant> grants, BootTime now);
+  void reclaim(Entry& entry, BootTime now);
   [[nodiscard]] Status open(Entry& entry, std::span<const Grant> grants);
   [[nodiscard]] static LearnedAddress written(const Entry& entry, const Address& address,
                                               std::span<const LearnedOwner> fresh);
   [[nodiscard]] static const Opening* decided(Entry& entry, std::span<const PortRange> ports);
   static void claim_found(Entry& entry, BootTime now, std::vector<Address>& contested);
-  static void judge_again(Entry& entry, BootTime now, std::vector<Address>& orphaned,
-                          std::vector<Address>& narrowed);
-  [[nodiscard]] bool withdraw(Entry& entry, const std::vector<Address>& orphaned,
-                              const std::vector<Address>& narrowed);
+  [[nodiscard]] static LearnedTable::Changes judge_again(Entry& entry, BootTime now);
+  [[nodiscard]] bool carry_out(Entry& entry, const LearnedTable::Changes& changes);
+  void mark(Entry& entry, const std::vector<Address>& addresses);
 
   LearnedMap& map_;
   const std::function<BootTime()> clock_;
+  std::atomic<std::uint32_t> share_{HostConfig{}.max_learned_per_workload};
   mutable std::shared_mutex mutex_;  // of entries_, not of what they point to
   std::unordered_map<AttachmentId, std::shared_ptr<Entry>> entries_;
 };

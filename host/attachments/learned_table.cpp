@@ -116,8 +116,8 @@ std::size_t LearnedTable::missing(std::span<const Address> addresses,
   }));
 }
 
-void LearnedTable::review(const Judge& judge, BootTime now, std::vector<Address>& orphaned,
-                          std::vector<Address>& narrowed) {
+LearnedTable::Changes LearnedTable::review(const Judge& judge, BootTime now) {
+  Changes changes;
   std::vector<LearnedOwner> kept;
   for (auto entry = held_.begin(); entry != held_.end();) {
     auto& [address, held] = *entry;
@@ -133,7 +133,7 @@ void LearnedTable::review(const Judge& judge, BootTime now, std::vector<Address>
     count(held.owners, false);
     count(kept, true);
     if (kept.empty()) {
-      if (lived) orphaned.push_back(address);
+      if (lived) changes.orphaned.push_back(address);
       entry = held_.erase(entry);
       continue;
     }
@@ -141,11 +141,14 @@ void LearnedTable::review(const Judge& judge, BootTime now, std::vector<Address>
     if (sum.active_until() != held.sum.active_until() ||
         sum.grace_until() != held.sum.grace_until() ||
         openings_of(kept) != openings_of(held.owners))
-      narrowed.push_back(address);
+      changes.narrowed.push_back(address);
+    else if (sum.tag() != held.sum.tag())
+      changes.marked.push_back(address);
     held.owners.assign(kept.begin(), kept.end());
     held.sum = sum;
     ++entry;
   }
+  return changes;
 }
 
 }  // namespace sluice

@@ -61,15 +61,16 @@ class LearnedTable {
   [[nodiscard]] std::span<const LearnedOwner> owners(const Address& address) const;
   [[nodiscard]] OwnerSum sum(const Address& address) const;
 
+  struct Changes {
+    std::vector<Address> orphaned;  // nobody vouches for them any more, though their time is not up
+    std::vector<Address> narrowed;  // their owners amount to something else than before
+    std::vector<Address> marked;    // likewise, but only for a later daemon: another tag
+  };
   // Forgets owners that have ended, and puts those in the place of each other one that `judge`
-  // gives; it is told all that the address had. `orphaned` receives the addresses that nobody
-  // vouches for any more though their time had not come, `narrowed` those whose owners amount to
-  // something else than before.
+  // gives; it is told all that the address had.
   using Judge = std::function<void(const LearnedOwner&, std::span<const LearnedOwner> all,
                                    std::vector<LearnedOwner>& instead)>;
-  void review(const Judge& judge, BootTime now, std::vector<Address>& orphaned,
-              std::vector<Address>& narrowed);
-
+  [[nodiscard]] Changes review(const Judge& judge, BootTime now);
   // Some of the addresses that no new connection may use, `most` at most.
   [[nodiscard]] std::vector<Address> in_grace(BootTime now, std::size_t most) const;
   // How many add()s with this place would make an owner more.

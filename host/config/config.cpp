@@ -109,6 +109,7 @@ class Reader {
       host.tc_mechanism = *std::move(mechanism);
     read_number(table, "max_attachments", 1, 1u << 20, host.max_attachments);
     read_number(table, "max_learned", 1024, 1u << 26, host.max_learned);
+    read_number(table, "max_learned_per_workload", 16, 1u << 26, host.max_learned_per_workload);
     read_number(table, "max_flows", 1024, 1u << 24, host.max_flows);
     read_number(table, "heap_kib", 64, 4u << 20, host.heap_kib);
     read_number(table, "events_per_second", 0, 1'000'000, host.events_per_second);

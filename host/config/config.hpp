@@ -30,6 +30,7 @@ struct HostConfig {
   std::string tc_mechanism = "auto";  // auto, tcx, clsact
   std::uint32_t max_attachments = 8192;
   std::uint32_t max_learned = 1u << 20;
+  std::uint32_t max_learned_per_workload = 1u << 14;  // counted for each name that opened it
   std::uint32_t max_flows = 65536;
   std::uint32_t heap_kib = 16384;        // the policy heap; larger policies become blobs
   std::uint32_t events_per_second = 20;  // denial events, per attachment and CPU

@@ -56,6 +56,8 @@ std::string start_settings_that_differ(const HostConfig& current, const HostConf
   compare("tc_mechanism", current.tc_mechanism == next.tc_mechanism);
   compare("max_attachments", current.max_attachments == next.max_attachments);
   compare("max_learned", current.max_learned == next.max_learned);
+  compare("max_learned_per_workload",
+          current.max_learned_per_workload == next.max_learned_per_workload);
   compare("max_flows", current.max_flows == next.max_flows);
   compare("heap_kib", current.heap_kib == next.heap_kib);
   compare("events_per_second", current.events_per_second == next.events_per_second);
@@ -147,6 +149,7 @@ Daemon::Daemon(LoadedConfig loaded, DaemonParts parts, StateLock lock,
       plane_description_(std::move(plane.description)) {
   manager_ = std::make_unique<AttachmentManager>(*plane_, Wiring(config_));
   manager_->set_fd_keeper(parts_.fds);
+  manager_->set_learned_share(config_.host.max_learned_per_workload);
   adopted_ = manager_->tally().attachments;
   for (const auto& plugin : prepared_) {
     manager_->instance(plugin.config.instance, roles_of(plugin.library->table().roles),

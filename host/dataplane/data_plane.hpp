@@ -126,6 +126,10 @@ class LearnedMap {
   [[nodiscard]] virtual Status replace(std::uint32_t scope, const LearnedAddress& address,
                                        std::span<const PortRange> ports) = 0;
   virtual Status revoke(std::uint32_t scope, std::span<const Address> addresses) = 0;
+  // Of these, those that open nothing for good though their grace lasts: no new connection may use
+  // them, and the last packet of a live one is too long ago.
+  [[nodiscard]] virtual std::vector<Address> unused(std::uint32_t scope,
+                                                    std::span<const Address> addresses) = 0;
   // What is there and has not ended, be it of an earlier daemon.
   [[nodiscard]] virtual std::vector<KnownAddress> all(std::uint32_t scope) = 0;
 };

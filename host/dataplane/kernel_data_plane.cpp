@@ -21,8 +21,6 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr std::uint64_t kSecond = 1'000'000'000;
-constexpr std::uint64_t kLearnedIdle =
-    120 * kSecond;  // a live connection's last packet is at most this old
 constexpr std::uint32_t kPortSets = 1024, kBlobs = 1024;
 // With another layout; what a blob is inside does not show in the shape of the table.
 constexpr Map kAnew[] = {Map::settings, Map::blobs};
@@ -179,7 +177,7 @@ Status KernelDataPlane::start() {
   settings.netns_cookie = own_netns_;
   settings.events_per_second = config_.events_per_second;
   settings.events_burst = config_.events_burst;
-  settings.learned_idle = kLearnedIdle;
+  settings.learned_idle = KernelLearnedMap::kIdle;
   settings.dns_packets_per_second = config_.dns_packets_per_second;
   settings.dns_burst = std::max(config_.dns_packets_per_second / 4, 1u);
   // Looks judged to the uplink guard, and like nothing that another tool would set.

@@ -286,6 +286,20 @@ Status KernelLearnedMap::revoke(std::uint32_t number, std::span<const Address> a
   return {};
 }
 
+std::vector<Address> KernelLearnedMap::unused(std::uint32_t number,
+                                              std::span<const Address> addresses) {
+  std::vector<Address> unused;
+  const auto now = boot_now().nanoseconds;
+  for (const auto& address : addresses) {
+    const auto key = key_of(number, address);
+    sluice_learned value{};
+    if (bpf_map_lookup_elem(map_, &key, &value) != 0) continue;
+    if (value.active_until <= now && now > value.last_seen && now - value.last_seen > kIdle)
+      unused.push_back(address);
+  }
+  return unused;
+}
+
 std::vector<KnownAddress> KernelLearnedMap::all(std::uint32_t number) {
   std::vector<KnownAddress> found;
   const auto scope = find(number);

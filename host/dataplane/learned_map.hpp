@@ -26,6 +26,9 @@ namespace sluice {
 
 class KernelLearnedMap final : public LearnedMap {
  public:
+  // In grace, the last packet of a live connection is at most this old (ns).
+  static constexpr std::uint64_t kIdle = 120'000'000'000;
+
   // The maps and the program outlive this. `program` is sluice_learn over `map`; -1: there is none.
   KernelLearnedMap(int map, int port_sets, std::uint32_t port_set_entries, int program = -1);
 
@@ -35,6 +38,8 @@ class KernelLearnedMap final : public LearnedMap {
   [[nodiscard]] Status replace(std::uint32_t scope, const LearnedAddress& address,
                                std::span<const PortRange> ports) override;
   Status revoke(std::uint32_t scope, std::span<const Address> addresses) override;
+  [[nodiscard]] std::vector<Address> unused(std::uint32_t scope,
+                                            std::span<const Address> addresses) override;
   [[nodiscard]] std::vector<KnownAddress> all(std::uint32_t scope) override;
 
   // [core loop]

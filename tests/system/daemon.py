@@ -39,7 +39,7 @@ mode    = "block-all"
 # The shipped caps are for one workload's life, not for as many names as fit into a minute: options of [plugin.dns] and [host].
 UNLIMITED = ('limit = { rate = 1000000, burst = 1000000, in_flight = 60000, upstream_rate = 1000000, upstream_burst = 1000000, '
              'names = 65000, names_per_wildcard = 65000, window = "1s" }')
-UNLIMITED_HOST = "dns_packets_per_second = 1000000\n"
+UNLIMITED_HOST = "dns_packets_per_second = 1000000\nmax_learned_per_workload = 1000000\n"
 
 
 def names_config(upstream="198.19.0.2", options=""):

@@ -264,6 +264,97 @@ def test_removing_a_rule_closes_what_it_opened(lab):
     assert response.rcode() == dns.rcode.NXDOMAIN
 
 
+def test_a_name_that_is_denied_under_a_wildcard_closes_what_it_had_opened():
+    """New rules beside an unchanged wildcard: a deny of one name, of an alias, and a more specific rule with other ports. What only these
+    names had opened closes at once, their connections included; a sibling's addresses and its connection stay, and so does an address
+    that both had opened. Then again while no daemon runs."""
+    policy = POLICY.replace('"denied.names.example", "*.bad.example"', '"denied.names.example"')
+    names = {"gone": 150, "alias": 151, "ported": 152, "stays": 153, "later": 154}
+    both = {A: "198.51.100.159", AAAA: "2001:db8:a::159"}
+
+    def address(name, kind):
+        return f"198.51.100.{names[name]}" if kind == A else f"2001:db8:a::{names[name]}"
+
+    def answer(query, name):
+        kind = dns.rdatatype.to_text(query.question[0].rdtype)
+        if name == "alias":
+            return records(f"alias.names.example 3600 CNAME edge.bad.example", f"edge.bad.example 3600 {kind} {address(name, kind)}")
+        own = [f"{name}.names.example 3600 {kind} {address(name, kind)}"]
+        return records(*own, *([f"{name}.names.example 3600 {kind} {both[kind]}"] if name in ("gone", "stays") else []))
+
+    with Lab("routed") as lab, contextlib.ExitStack() as stack:
+        script = ScriptedUpstream(lab.internet, "198.19.0.2")
+        lab.cleanups.callback(script.stop)
+        lab.serve(udp=[443])
+        for name in names:
+            script.script[f"{name}.names.example"] = lambda q, name=name: answer(q, name)
+        daemon = lab.daemon(policy, names_config())
+        lab.wait_filtered(daemon)
+        live = {}
+        for kind in (A, AAAA):
+            for name in names:
+                assert address(name, kind) in addresses_in(ask(lab, f"{name}.names.example", kind))
+                target = address(name, kind)
+                live[name, kind] = stack.enter_context(lab.guest.socket(family_of(target), socket.SOCK_STREAM))
+                live[name, kind].settimeout(1)
+                live[name, kind].connect((target, 443))
+
+        def talks(name, kind):
+            try:
+                live[name, kind].sendall(b"still here")
+                return live[name, kind].recv(10) == b"still here"
+            except OSError:
+                return False
+
+        assert all(talks(*which) for which in live)
+        changed = policy.replace('"denied.names.example"', '"denied.names.example", "gone.names.example", "*.bad.example"')
+        changed += '[[policy.allow]]\ndomains = ["ported.names.example"]\nports = ["tcp/25"]\n'
+        daemon.write_policy("lab.toml", changed)
+        eventually(lambda: address("gone", A) not in opened(lab, daemon), "the denied name's address closed")
+        for kind in (A, AAAA):
+            for name in ("gone", "alias", "ported"):
+                assert tcp_exchange(lab.guest, address(name, kind), 443) != "ok", f"{name} is still open"
+                assert not talks(name, kind), f"a connection to {name} lives on"
+            for name in ("stays", "later"):
+                assert talks(name, kind), f"a connection to {name} was cut"
+                assert tcp_exchange(lab.guest, address(name, kind), 443) == "ok"
+            assert tcp_exchange(lab.guest, both[kind], 443) == "ok", "what an allowed name had opened too is closed"
+            assert ask(lab, "gone.names.example", kind).rcode() == dns.rcode.NXDOMAIN
+        # While no daemon runs: whose addresses they are is known by the wildcard only, and all of its are closed.
+        daemon.kill()
+        daemon.write_policy("lab.toml", changed.replace('"gone.names.example"', '"gone.names.example", "later.names.example"'))
+        daemon.start()
+        eventually(lambda: address("later", A) not in opened(lab, daemon), "the address of the name that was denied meanwhile, closed")
+        for kind in (A, AAAA):
+            assert tcp_exchange(lab.guest, address("later", kind), 443) != "ok"
+            assert not talks("later", kind)
+            assert address("stays", kind) in addresses_in(ask(lab, "stays.names.example", kind))
+            assert tcp_exchange(lab.guest, address("stays", kind), 443) == "ok", "the sibling does not come back with its next answer"
+        assert not script.faults
+
+
+def test_a_workload_at_its_share_of_addresses_takes_nothing_from_another():
+    with Lab("routed") as lab:
+        script = ScriptedUpstream(lab.internet, "198.19.0.2")
+        lab.cleanups.callback(script.stop)
+        lab.serve(udp=[443])
+        sibling = lab.add_guest(2)
+        daemon = lab.daemon(POLICY, names_config(), extra_host="max_learned_per_workload = 16\n")
+        lab.wait_filtered(daemon)
+        lab.wait_filtered(daemon, "h2")
+        for number in range(1, 31):
+            script.script[f"n{number}.names.example"] = lambda q, number=number: records(
+                f"n{number}.names.example 600 A 198.51.100.{100 + number}")
+        got = [number for number in range(1, 31) if addresses_in(ask(lab, f"n{number}.names.example"))]
+        assert got == list(range(1, 17)), "the share is 16"
+        assert ask(lab, "n20.names.example").rcode() == dns.rcode.SERVFAIL
+        assert tcp_exchange(lab.guest, "198.51.100.116", 443) == "ok"
+        assert tcp_exchange(lab.guest, "198.51.100.117", 443) != "ok"
+        assert addresses_in(ask(lab, "n20.names.example", guest=sibling)) == {"198.51.100.120"}
+        assert tcp_exchange(sibling, "198.51.100.120", 443) == "ok"
+        assert daemon.log().count("max_learned_per_workload") == 1, "said once"
+
+
 def test_a_reload_touches_the_rules_that_changed_and_no_others():
     """SIGHUP, with another folder of policies and another option of the resolver: what both folders name stays open, live connections
     and resolved addresses alike; what only the old one named closes; what only the new one names opens."""

@@ -229,6 +229,14 @@ Status FakeLearnedMap::revoke(std::uint32_t scope, std::span<const Address> addr
   return {};
 }
 
+std::vector<Address> FakeLearnedMap::unused(std::uint32_t, std::span<const Address> addresses) {
+  const std::lock_guard lock(kernel_->learned_mutex);
+  std::vector<Address> unused;
+  for (const auto& address : addresses)
+    if (!kernel_->in_use.contains(address)) unused.push_back(address);
+  return unused;
+}
+
 std::vector<KnownAddress> FakeLearnedMap::all(std::uint32_t scope) {
   const std::lock_guard lock(kernel_->learned_mutex);
   std::vector<KnownAddress> found;

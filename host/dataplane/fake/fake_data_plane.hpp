@@ -13,6 +13,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -39,6 +40,7 @@ struct FakeKernel {
   std::map<std::array<std::uint64_t, 2>, std::weak_ptr<const CompiledPolicy>> policies;
   // By scope; one that is not here is closed. Under the mutex, as any thread learns.
   std::map<std::uint32_t, std::map<Address, Learned>> learned;
+  std::set<Address> in_use;  // by live connections, though their grace has begun
   mutable std::mutex learned_mutex;
   std::uint32_t next_scope = 1;
   std::uint64_t next_incarnation = 0x9e3779b97f4a7c15ull;
@@ -85,6 +87,7 @@ class FakeLearnedMap final : public LearnedMap {
   Status replace(std::uint32_t scope, const LearnedAddress& address,
                  std::span<const PortRange> ports) override;
   Status revoke(std::uint32_t scope, std::span<const Address> addresses) override;
+  std::vector<Address> unused(std::uint32_t scope, std::span<const Address> addresses) override;
   std::vector<KnownAddress> all(std::uint32_t scope) override;
 
  private:

@@ -217,8 +217,16 @@ TEST_CASE("after a restart with other rules, what may not be allowed any more is
       if (stage.passes(id, to(fmt::format("192.0.2.{}", i)))) open += static_cast<char>('0' + i);
     return open;
   };
-  SUBCASE("the same rules, in another order") { CHECK(next({one, net, org}) == "1234"); }
-  SUBCASE("an allow elsewhere") { CHECK(next({org, net, one, allow_name("two.example")}) == "1234"); }
+  SUBCASE("rules that had changed before it") {
+    before.say({org, net, one, deny_name("x.example.net"), deny_name("far.example")});
+    CHECK(next({org, net, one, deny_name("x.example.net"), deny_name("far.example")}) == "1234");
+  }
+  SUBCASE("the same rules, in another order") {
+    CHECK(next({one, net, org}) == "1234");
+  }
+  SUBCASE("an allow elsewhere") {
+    CHECK(next({org, net, one, allow_name("two.example")}) == "1234");
+  }
   SUBCASE("a deny under one wildcard: its names are not known, so all of them go") {
     // And those that led through an alias, which it may be about.
     CHECK(next({org, net, one, deny_name("a.example.org")}) == "23");
@@ -239,5 +247,49 @@ TEST_CASE("after a restart with other rules, what may not be allowed any more is
     CHECK_FALSE(stage.passes(id, to("192.0.2.1")));
     CHECK(stage.passes(id, to("192.0.2.2")));
     CHECK(stage.passes(id, to("192.0.2.3")));
+  }
+}
+
+TEST_CASE("a workload at its share opens nothing more, and takes nothing from another") {
+  Stage stage(config_of({wire({"one", "dns"})}));
+  stage.manager.set_learned_share(100);
+  const auto villain = stage.attach(tap("tap1", 7)), other = stage.attach(tap("tap2", 8));
+  auto all = allow_name("*.example.org");
+  for (const auto id : {villain, other})
+    REQUIRE(stage.manager.replace_layer("one", id, allowlist({all})));
+  const auto rule = stage.listener.domains[0].id.value;
+  const auto learn = [&](AttachmentId id, int number, const std::string& name) {
+    const auto address = mapped(fmt::format("192.0.{}.{}", number / 256, number % 256));
+    const auto status =
+        stage.learn("dns", id, std::span(&address, 1), kMinute, 60 * kMinute, rule, name);
+    return status ? 0 : status.error().code;
+  };
+  const auto name = [](int number) { return fmt::format("n{}.example.org", number); };
+  for (int i = 0; i < 100; ++i) REQUIRE(learn(villain, i, name(i)) == 0);
+  CHECK(learn(villain, 100, name(100)) == ENOSPC);
+  CHECK(stage.learned(villain).size() == 100);
+
+  CHECK(learn(other, 100, name(100)) == 0);  // whose share is its own
+  SUBCASE("another name of an address counts: names are what takes memory") {
+    CHECK(learn(villain, 0, name(100)) == ENOSPC);
+  }
+  SUBCASE("what is open stays open, and may be opened longer") {
+    CHECK(learn(villain, 0, name(0)) == 0);
+    CHECK(stage.passes(villain, to("192.0.0.0")));
+  }
+  SUBCASE("what no connection uses makes room, and what one uses does not") {
+    stage.kernel->in_use.insert(mapped("192.0.0.7"));
+    stage.now.nanoseconds += 2 * kMinute;
+    for (int i = 200; i < 299; ++i) REQUIRE(learn(villain, i, name(i)) == 0);
+    CHECK(stage.learned(villain).contains(mapped("192.0.0.7")));
+    CHECK_FALSE(stage.learned(villain).contains(mapped("192.0.0.8")));
+    CHECK(learn(villain, 299, name(299)) == ENOSPC);
+  }
+  SUBCASE("and a refused push leaves nothing behind, however often it comes") {
+    for (int i = 1000; i < 3000; ++i) CHECK(learn(villain, i, name(i)) == ENOSPC);
+    REQUIRE(stage.manager.replace_layer("one", villain, allowlist({})));
+    CHECK(stage.learned(villain).empty());
+    REQUIRE(stage.manager.replace_layer("one", villain, allowlist({all})));
+    CHECK(learn(villain, 1, name(1)) == 0);
   }
 }

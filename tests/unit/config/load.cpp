@@ -47,6 +47,7 @@ log_level = "debug"
 tc_mechanism = "clsact"
 max_attachments = 100
 max_learned = 2048
+max_learned_per_workload = 512
 max_flows = 4096
 heap_kib = 128
 events_per_second = 0
@@ -99,6 +100,7 @@ vlans = [7, 4094]
                                   .tc_mechanism = "clsact",
                                   .max_attachments = 100,
                                   .max_learned = 2048,
+                                  .max_learned_per_workload = 512,
                                   .max_flows = 4096,
                                   .heap_kib = 128,
                                   .events_per_second = 0,
@@ -116,7 +118,7 @@ vlans = [7, 4094]
   CHECK(config.plugins[0].required);
   CHECK_FALSE(config.plugins[0].overrides_floor);
   CHECK(config.plugins[0].toml_text == R"({"labels" = {"class" = "vm"}, "match" = ["tap*"]})");
-  CHECK(config.plugins[0].line == 24);
+  CHECK(config.plugins[0].line == 25);
   CHECK(config.plugins[1].instance == "alpha");
   CHECK_FALSE(config.plugins[1].required);
   CHECK(config.plugins[1].overrides_floor);

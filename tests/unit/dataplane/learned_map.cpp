@@ -447,3 +447,17 @@ TEST_CASE_TEMPLATE("the programs are told which addresses are worth looking up",
   next.adopt();
   CHECK(hinted(ip4(1, 3)));
 }
+
+TEST_CASE_TEMPLATE("in grace, an address is unused when the last packet for it is too long ago", T,
+                   ByProgram, BySystemCalls) {
+  T stage;
+  const std::array all{
+      lasting(ip4(100, 1), in(-10), in(600)), lasting(ip4(100, 2), in(-10), in(600)),
+      lasting(ip4(100, 3), in(60), in(600)), lasting(ip4(100, 4), in(-10), in(600))};
+  REQUIRE(stage.learned.learn(1, all, {}));
+  const auto now = boot_now().nanoseconds;
+  stage.packet_seen(1, ip4(100, 2), now - 1'000'000'000);
+  stage.packet_seen(1, ip4(100, 4), now - KernelLearnedMap::kIdle - 1'000'000'000);
+  const std::array asked{ip4(100, 1), ip4(100, 2), ip4(100, 3), ip4(100, 4), ip4(100, 5)};
+  CHECK(stage.learned.unused(1, asked) == std::vector{ip4(100, 1), ip4(100, 4)});
+}
