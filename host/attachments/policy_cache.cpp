@@ -174,11 +174,6 @@ OpeningPtr PolicyCache::opening(Rule& rule) {
   return opening;
 }
 
-std::size_t PolicyCache::distinct_layers() {
-  sweep();
-  return layers_.size();
-}
-
 void PolicyCache::sweep() {
   for (auto& [hash, bucket] : layers_) {
     std::erase_if(bucket, [](const auto& entry) { return entry.expired(); });

@@ -87,7 +87,6 @@ class PolicyCache {
   [[nodiscard]] DomainRulesPtr domain_rules(std::vector<LayerPtr> layers, BootTime now);
 
   [[nodiscard]] std::uint64_t compiles() const { return compiles_; }
-  [[nodiscard]] std::size_t distinct_layers();
 
  private:
   struct ImageKey {

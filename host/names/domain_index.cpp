@@ -152,7 +152,6 @@ void DomainIndex::add_list(std::uint32_t record, List list,
 }
 
 void DomainIndex::build_table(std::span<const std::uint32_t> records) {
-  bases_ = records.size();
   if (records.empty()) return;
   const std::size_t size = std::bit_ceil(records.size() * 2);
   shift_ = 64 - static_cast<unsigned>(std::countr_zero(size));

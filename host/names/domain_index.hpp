@@ -89,7 +89,6 @@ class DomainIndex {
   // Wire form.
   [[nodiscard]] Bytes base_name(std::uint32_t base) const;
 
-  [[nodiscard]] std::size_t bases() const { return bases_; }
   // Heap held, in bytes.
   [[nodiscard]] std::size_t bytes() const;
 
@@ -121,7 +120,6 @@ class DomainIndex {
   std::vector<sdk::Time> expires_;       // by rule; empty: no rule expires
   std::bitset<kMostLabels + 1> depths_;  // at which there is a base
   unsigned deepest_ = 0;
-  std::size_t bases_ = 0;
 };
 
 }  // namespace sluice::dns

@@ -157,12 +157,6 @@ Status Prefix::check() const {
   return {};
 }
 
-bool Rule::same_effect(const Rule& other) const {
-  return action == other.action && prefix == other.prefix && domain == other.domain &&
-         ports == other.ports && ranges == other.ranges && types == other.types &&
-         public_suffix == other.public_suffix;
-}
-
 bool has_ports(std::uint8_t protocol) {
   return std::ranges::any_of(kProtocols, [protocol](const ProtocolName& known) {
     return known.number == protocol && known.has_ports;

@@ -84,8 +84,6 @@ struct Rule {
   RuleId id{};  // in DomainRules only
 
   bool operator==(const Rule&) const = default;
-  // Whether it opens and refuses the same: its name and its end aside.
-  [[nodiscard]] bool same_effect(const Rule& other) const;
 };
 
 // What one source says of one attachment. A source owns its layer whole.

@@ -7,7 +7,7 @@
 namespace sluice::dns {
 namespace {
 
-constexpr std::uint8_t kAa = 0x04, kTc = 0x02, kRd = 0x01;  // byte 2
+constexpr std::uint8_t kAa = 0x04, kRd = 0x01;              // byte 2
 constexpr std::uint8_t kRa = 0x80, kAd = 0x20, kCd = 0x10;  // byte 3
 
 std::uint8_t lower(std::uint8_t byte) {
@@ -105,14 +105,6 @@ std::size_t append_opt(Room room, std::size_t size, const Opt& opt) {
     if (text != 0) std::memcpy(to + 6, opt.ede->text.data(), text);
   }
   return size + kOptSize + options;
-}
-
-std::size_t truncate(const MessageView& message, Room bytes) {
-  bytes[2] |= kTc;
-  store16(bytes.data() + 6, 0);
-  store16(bytes.data() + 8, 0);
-  store16(bytes.data() + 10, 0);
-  return message.question_end();
 }
 
 }  // namespace sluice::dns

@@ -56,8 +56,4 @@ void age_ttls(Room message, std::span<const std::uint16_t> offsets, std::uint32_
 // where it does not fit (nothing changed then).
 [[nodiscard]] std::size_t append_opt(Room room, std::size_t size, const Opt& opt);
 
-// Shortens a message to header, question, TC set, no record; returns the new size. For answers that
-// are larger than what the client takes by UDP: append_opt() next.
-[[nodiscard]] std::size_t truncate(const MessageView& message, Room bytes);
-
 }  // namespace sluice::dns

@@ -172,7 +172,7 @@ struct Inbox {
 
 class Worker::Loop final : private Outlet, private StreamOwner {
  public:
-  Loop(Worker& worker, unsigned index, const Shared& shared, SettingsPtr settings,
+  Loop(Worker& worker, unsigned index, const Shared& shared, const SettingsPtr& settings,
        const Listeners& listeners)
       : worker_(worker),
         host_(shared.host),

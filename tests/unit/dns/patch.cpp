@@ -177,15 +177,3 @@ TEST_CASE("the tail is cut, and our OPT goes on") {
   CHECK(strip_additional(view(none), none) == none.size());
   CHECK(strip_to_answer(view(none), none) == none.size());
 }
-
-TEST_CASE("a truncated answer is header, question, TC") {
-  Packet packet = answer();
-  packet.resize(truncate(view(packet), packet));
-  const auto message = view(packet);
-  CHECK(message.header().truncated());
-  CHECK(message.header().answers() + message.header().authorities() +
-            message.header().additionals() ==
-        0);
-  CHECK(message.question().name == name("www.example"));
-  CHECK(packet.size() == message.question_end());
-}
