@@ -104,7 +104,8 @@ Result<KernelAttachment> KernelDataPlane::attach(const InterfaceTarget& target,
       continue;
     live.name = link->name;
     live.netns_path = target.netns_path;
-    adopted_.erase(index);
+    // One of the crowd that is claimed after a start, and like any attach it asks the kernel.
+    if (adopted_.erase(index) != 0) last_attach_ = boot_now().nanoseconds;
     return describe(index);
   }
   auto placement = place(*link, target.side);

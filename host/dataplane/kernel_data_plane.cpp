@@ -196,6 +196,7 @@ Status KernelDataPlane::start() {
   if (features_.tcx && config_.tc_mechanism == "auto")
     for (const auto& [index, live] : live_)
       if (live.clsact) to_convert_.push_back(index);
+  last_attach_ = boot_now().nanoseconds;  // what was adopted is claimed now: not calm yet
   events_ = ring_buffer__new(
       programs_.map(Map::events),
       [](void* context, void* data, std::size_t size) {
