@@ -2,8 +2,8 @@
 # Installs what is missing, builds with optimisation, and prints every benchmark as a table: the figure, its budget, and what
 # its peers took in the same run.
 #
-#   sudo ./tests/bench/run.sh            everything, about six minutes
-#   sudo ./tests/bench/run.sh --quick    smaller sets and fewer rounds, about one and a half
+#   sudo ./tests/bench/run.sh            everything, about twenty minutes
+#   sudo ./tests/bench/run.sh --quick    smaller sets and fewer rounds, about six
 #   sudo ./tests/bench/run.sh [--quick] SECTION...   only these: policy, program, filter, calls, publish, learn, attach,
 #                                                        daemon, dns
 #
