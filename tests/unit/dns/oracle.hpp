@@ -324,11 +324,6 @@ inline void check_patches(const MessageView& original) {
     agree(stripped->header().answers() == original.header().answers(),
           "stripped: an answer is gone");
   }
-  Packet short_one = exactly(original.bytes());
-  short_one.resize(truncate(original, short_one));
-  const auto truncated = MessageView::parse(short_one);
-  agree(truncated && truncated->header().truncated(), "truncated: does not parse");
-  compare(*truncated, "truncated");
 }
 
 // What `write(room)` made of a room.
