@@ -64,8 +64,9 @@ static __always_inline __u64 sluice_learned_idle(void) {
 #include "verdict.h"
 
 /*
- * The verdict as a global function: verified once by itself, for any slot and facts. For what is
- * not on every packet's way; the others call sluice_judge() and save the call, see verdict.h.
+ * The verdict as a global function: verified once by itself, for any slot and facts. tc_from calls
+ * it, though a call costs a packet some 9 ns: with the verdict inline, kernel 6.1's verifier
+ * follows nearly the million instructions that it may. Of the cgroup's packets it is inline.
  */
 __noinline int sluice_verdict(struct sluice_slot* slot, struct sluice_facts* facts, __u64 word) {
   if (!slot || !facts) return SLUICE_REASON_DENY_INTERNAL;

@@ -314,10 +314,14 @@ Result<LearnedUnder*> LearnedAddresses::judged(Entry& entry,
     if (!joined.empty()) joined += ' ';
     joined += name;
   }
-  if (const auto known = entry.under.find(std::string_view(joined)); known != entry.under.end())
-    return &known->second;
+  const auto known = entry.under.find(std::string_view(joined));
+  if (known != entry.under.end() && !known->second.ruling.ended(now)) return &known->second;
   auto ruling = entry.basis.rules->judge().rule_on(joined, now);
   if (!ruling) return std::unexpected(ruling.error());
+  if (known != entry.under.end()) {
+    known->second.ruling = std::move(*ruling);
+    return &known->second;
+  }
   const auto at = entry.under.emplace(joined, LearnedUnder{}).first;
   at->second.names = at->first;
   at->second.ruling = std::move(*ruling);

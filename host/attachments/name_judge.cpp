@@ -116,6 +116,11 @@ const NameJudge::Right* NameJudge::Ruling::right(const Opening* opening) const {
   return found == rights.end() ? nullptr : &*found;
 }
 
+bool NameJudge::Ruling::ended(BootTime now) const {
+  return std::ranges::any_of(
+      rights, [&](const Right& right) { return !right.until.never() && right.until <= now; });
+}
+
 Result<NameJudge::Ruling> NameJudge::rule_on(std::string_view names, BootTime now) const {
   const auto at = time_of(now);
   Ruling ruling;

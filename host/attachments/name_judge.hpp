@@ -47,6 +47,8 @@ class NameJudge {
     std::vector<Right> rights = {};
 
     [[nodiscard]] const Right* right(const Opening* opening) const;
+    // A rule that decided has expired since, so another one may decide now.
+    [[nodiscard]] bool ended(BootTime now) const;
   };
   // `names`: in presentation form, apart by one space each; the question's first, then all that it
   // led to. An error: one is no name.

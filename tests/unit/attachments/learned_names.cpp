@@ -101,6 +101,22 @@ TEST_CASE("a deny of a name on the way closes what was reached through it") {
   CHECK(stage.reaches("192.0.2.2"));
 }
 
+TEST_CASE("when a more specific rule has expired, the one behind it decides at once") {
+  auto narrow = allow_name("a.example.org", {port("tcp/443")});
+  Names stage({allow_name("*.example.org", {port("tcp/8443")}), narrow});
+  narrow.expires = {stage.now.nanoseconds + kMinute};
+  stage.say({allow_name("*.example.org", {port("tcp/8443")}), narrow});
+  const auto wide = stage.rule_of("*.example.org");
+  REQUIRE(stage.open({"a.example.org"}, stage.rule_of("a.example.org"), {"192.0.2.1"}) == 0);
+  CHECK(stage.open({"a.example.org"}, wide, {"192.0.2.1"}) == ESTALE);
+  // The core loop has not come round to forgetting what ended.
+  stage.now.nanoseconds += kMinute;
+  CHECK_FALSE(stage.reaches("192.0.2.1"));
+  CHECK(stage.open({"a.example.org"}, wide, {"192.0.2.2"}) == 0);
+  CHECK(stage.reaches("192.0.2.2", 8443));
+  CHECK_FALSE(stage.reaches("192.0.2.2"));
+}
+
 TEST_CASE("a rule that now decides on a name puts its ports in the place of the former one's") {
   const auto all = allow_name("*.example.org");
   Names stage({all});
