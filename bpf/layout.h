@@ -15,8 +15,9 @@
 #include <linux/types.h>
 #endif
 
-#define SLUICE_LAYOUT_VERSION 3
-/* 2: slots end before `inbound`, and a blob is an array of elements instead of pages. */
+#define SLUICE_LAYOUT_VERSION 4
+/* 3: a learned address has no check, and its members come in another order (sluice_learned_3).
+ * 2: as 3, slots end before `inbound`, and a blob is an array of elements instead of pages. */
 #define SLUICE_OLDEST_LAYOUT 2
 
 /* ---- the attachment's word: one aligned 64-bit store publishes a policy
@@ -85,9 +86,17 @@ enum sluice_link_layer { SLUICE_LINK_ETHERNET = 0, SLUICE_LINK_RAW_IP = 1 };
 static inline __u32 sluice_inbound_bit(__u32 protocol, __u32 workload_port_be) {
   return ((protocol << 16 ^ workload_port_be) * 0x9e3779b1u) >> 25;
 }
-/* Of a learned address, whose halves are given as they lie in memory. */
+/* Of a learned address, whose halves are given as they lie in memory. Its upper bits are worth
+ * something: there every byte of the address has a say. */
+static inline __u64 sluice_learned_mix(__u64 first, __u64 second) {
+  return (first * 0x9e3779b97f4a7c15ull ^ second) * 0xd6e8feb86659fd93ull;
+}
 static inline __u32 sluice_learned_bit(__u64 first, __u64 second) {
-  return (__u32)(((first * 0x9e3779b97f4a7c15ull ^ second) * 0xd6e8feb86659fd93ull) >> 55);
+  return (__u32)(sluice_learned_mix(first, second) >> 55);
+}
+/* What says in an entry of `learned` whose entry it is; see struct sluice_learned. */
+static inline __u16 sluice_learned_check(__u32 scope, __u64 first, __u64 second) {
+  return (__u16)(sluice_learned_mix(first, second) >> 48 ^ (scope * 0x9e3779b1u) >> 16);
 }
 
 /* One element of map `slots`. Slot 0 is never used: a lookup that yields 0 found nothing. */
@@ -246,12 +255,30 @@ struct sluice_learned_key {
   __u32 scope;
   __u8 address[16];
 };
+/* Its sluice_learned_check(), for who writes one. */
+static inline __u16 sluice_learned_key_check(const struct sluice_learned_key* key) {
+  __u64 halves[2];
+  __builtin_memcpy(halves, key->address, sizeof(halves));
+  return sluice_learned_check(key->scope, halves[0], halves[1]);
+}
+/*
+ * A hash gives the memory of an entry that was taken out to the next one that is put in, at once:
+ * a program that has found an entry may be reading another address's by then. So an entry carries
+ * a check of its key. It comes first, since the kernel writes a value from its start on: whoever
+ * has read anything of the new entry and then the check reads the new check.
+ */
 struct sluice_learned {
+  __u16 check;        /* sluice_learned_check() of the key */
+  __u16 port_set;     /* index into `port_sets`; 0: every protocol and port */
+  __u32 owner;        /* what vouches for it; for the daemon, which may be another than wrote it */
   __u64 active_until; /* new connections pass until then */
   __u64 grace_until;  /* segments of live connections pass until then while last_seen is fresh */
   __u64 last_seen;    /* written by the program */
-  __u32 port_set;     /* index into `port_sets`; 0: every protocol and port */
-  __u32 owner; /* what vouches for it; for the daemon, which may be another one than wrote it */
+};
+/* The same in layouts 2 and 3. */
+struct sluice_learned_3 {
+  __u64 active_until, grace_until, last_seen;
+  __u32 port_set, owner;
 };
 #define SLUICE_PORT_SET_SPANS 20
 struct sluice_port_set {

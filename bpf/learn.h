@@ -38,10 +38,11 @@ int sluice_learn(struct sluice_learn_batch* batch) {
       batch->entries[i].outcome = SLUICE_LEARN_KEPT;
       continue;
     }
-    struct sluice_learned fresh = {.active_until = batch->entries[i].active_until,
-                                   .grace_until = batch->entries[i].grace_until,
+    struct sluice_learned fresh = {.check = batch->entries[i].check,
                                    .port_set = batch->entries[i].port_set,
-                                   .owner = batch->entries[i].owner};
+                                   .owner = batch->entries[i].owner,
+                                   .active_until = batch->entries[i].active_until,
+                                   .grace_until = batch->entries[i].grace_until};
     if (there && opens) fresh.last_seen = there->last_seen;
     long refused = bpf_map_update_elem(&learned, &key, &fresh, BPF_ANY);
     if (refused) {

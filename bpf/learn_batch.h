@@ -15,7 +15,8 @@ struct sluice_learn_entry {
   struct sluice_learned_key key;
   __u32 outcome; /* written by the program */
   __u64 active_until, grace_until;
-  __u32 port_set, owner;
+  __u16 check, port_set; /* as in struct sluice_learned */
+  __u32 owner;
 };
 struct sluice_learn_batch {
   __u32 count; /* entries in use */

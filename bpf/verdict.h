@@ -232,11 +232,11 @@ static __always_inline int sluice_ports_match(__u32 port_set, const struct sluic
 
 static __always_inline __u32 sluice_judge_learned(const struct sluice_slot* slot,
                                                   const struct sluice_facts* facts) {
-  __u32 bit =
-      sluice_learned_bit(SLUICE_WORD64(facts->destination), SLUICE_WORD64(facts->destination + 8));
+  __u64 first = SLUICE_WORD64(facts->destination), second = SLUICE_WORD64(facts->destination + 8);
+  __u32 bit = sluice_learned_bit(first, second);
   if (!(slot->learned[bit / 64 & (SLUICE_LEARNED_BITS / 64 - 1)] >> (bit & 63) & 1))
     return SLUICE_OK;
-  struct sluice_learned* entry = sluice_learned_at(slot->scope, facts->destination);
+  volatile struct sluice_learned* entry = sluice_learned_at(slot->scope, facts->destination);
   if (!entry || !sluice_ports_match(entry->port_set, facts)) return SLUICE_OK;
   __u64 now = sluice_now_roughly();
   if (now + SLUICE_CLOCK_SLACK >= entry->active_until) {
@@ -250,6 +250,9 @@ static __always_inline __u32 sluice_judge_learned(const struct sluice_slot* slot
         return SLUICE_OK;
     }
   }
+  /* Last of what is read: taken out and used again meanwhile, it has said nothing of this address.
+   */
+  if (entry->check != sluice_learned_check(slot->scope, first, second)) return SLUICE_OK;
   /* A store per packet would bounce the line between CPUs; a quarter second is fresh enough. */
   if (now > entry->last_seen + SLUICE_FRESH) entry->last_seen = sluice_now();
   return SLUICE_REASON_ALLOW_LEARNED;

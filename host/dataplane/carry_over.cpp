@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
+#include <optional>
 #include <vector>
 
 #include "dataplane/policy_store.hpp"
@@ -25,25 +26,50 @@ bool is_zero(const std::vector<char>& value) {
   return std::ranges::all_of(value, [](char byte) { return byte == 0; });
 }
 
+// How a value of an earlier layout, which lies in a buffer of today's size, becomes today's.
+struct Conversion {
+  std::uint32_t old_value_size;
+  void (*convert)(const char* key, char* value);
+};
+
 // What layout 2 did not have: nothing is known of what was noted, so all of it may be there.
-void complete_slot(char* value) {
+void complete_slot(const char*, char* value) {
   constexpr std::size_t known = offsetof(sluice_slot, inbound);
   std::memset(value + known, 0xff, sizeof(sluice_slot) - known);
 }
 
-// Arrays are copied as far as they are used; hashes whole. `complete` fills what a shorter value
-// lacks.
-Status copy_map(int from, int to, void (*complete)(char* value)) {
+void check_learned(const char* key_bytes, char* value) {
+  sluice_learned_key key{};
+  std::memcpy(&key, key_bytes, sizeof(key));
+  sluice_learned_3 old{};
+  std::memcpy(&old, value, sizeof(old));
+  const sluice_learned now{.check = sluice_learned_key_check(&key),
+                           .port_set = static_cast<std::uint16_t>(old.port_set),
+                           .owner = old.owner,
+                           .active_until = old.active_until,
+                           .grace_until = old.grace_until,
+                           .last_seen = old.last_seen};
+  std::memcpy(value, &now, sizeof(now));
+}
+
+std::optional<Conversion> conversion_of(Map map, std::uint32_t layout) {
+  if (map == Map::slots && layout <= 2)
+    return Conversion{offsetof(sluice_slot, inbound), complete_slot};
+  if (map == Map::learned && layout <= 3)
+    return Conversion{sizeof(sluice_learned_3), check_learned};
+  return std::nullopt;
+}
+
+// Arrays are copied as far as they are used; hashes whole.
+Status copy_map(int from, int to, const std::optional<Conversion>& conversion) {
   const bpf_map_info old = info_of(from), fresh = info_of(to);
   if (old.key_size != fresh.key_size || old.type != fresh.type ||
-      (old.value_size != fresh.value_size &&
-       (complete == nullptr || old.value_size != offsetof(sluice_slot, inbound))))
+      old.value_size != (conversion ? conversion->old_value_size : fresh.value_size))
     return fail_with(
         EOPNOTSUPP,
         "map {}: this release cannot read its pinned contents; run `sluiced --detach-all` first",
         fresh.name);
   const bool is_array = old.type == BPF_MAP_TYPE_ARRAY;
-  const bool shorter = old.value_size != fresh.value_size;
   std::vector<char> key(old.key_size), next(old.key_size), value((fresh.value_size + 7) / 8 * 8);
   const void* previous = nullptr;
   while (bpf_map_get_next_key(from, previous, next.data()) == 0) {
@@ -60,7 +86,7 @@ Status copy_map(int from, int to, void (*complete)(char* value)) {
             ENOSPC, "map {}: {} entries configured, entry {} is in use; raise the setting again",
             fresh.name, fresh.max_entries, index);
     }
-    if (shorter) complete(value.data());
+    if (conversion) conversion->convert(key.data(), value.data());
     if (bpf_map_update_elem(to, key.data(), value.data(), BPF_ANY) != 0)
       return fail_with(errno, "map {}: pinned contents do not fit: {}; raise the setting again",
                        fresh.name, strerror(errno));
@@ -101,7 +127,15 @@ Status copy_blobs(int from, int to) {
 
 }  // namespace
 
-Status carry_over(Programs& programs) {
+std::span<const Map> changed_since(std::uint32_t layout) {
+  static constexpr Map kSince2[] = {Map::settings, Map::learned, Map::blobs};
+  static constexpr Map kSince3[] = {Map::settings, Map::learned};
+  if (layout <= 2) return kSince2;
+  if (layout == 3) return kSince3;
+  return {};
+}
+
+Status carry_over(Programs& programs, std::uint32_t layout) {
   for (const auto& [map, previous] : programs.replaced()) {
     // Counters, buckets and the event ring begin anew; everything else is state.
     if (map == Map::counters || map == Map::reasons || map == Map::events ||
@@ -109,8 +143,7 @@ Status carry_over(Programs& programs) {
       continue;
     const int fresh = programs.map(map);
     auto copied = map == Map::blobs ? copy_blobs(previous.get(), fresh)
-                                    : copy_map(previous.get(), fresh,
-                                               map == Map::slots ? complete_slot : nullptr);
+                                    : copy_map(previous.get(), fresh, conversion_of(map, layout));
     if (!copied) return copied;
   }
   programs.replaced().clear();

@@ -22,8 +22,7 @@ namespace {
 
 constexpr std::uint64_t kSecond = 1'000'000'000;
 constexpr std::uint32_t kPortSets = 1024, kBlobs = 1024;
-// With another layout; what a blob is inside does not show in the shape of the table.
-constexpr Map kAnew[] = {Map::settings, Map::blobs};
+static_assert(kPortSets <= 1u << 16);  // sluice_learned::port_set
 
 std::array<std::uint64_t, 2> boot_id() {
   std::array<std::uint64_t, 2> id{};
@@ -77,7 +76,7 @@ Result<std::unique_ptr<KernelDataPlane>> KernelDataPlane::open(const HostConfig&
   if (!tree) return std::unexpected(tree.error());
 
   auto directories = tree->map_directories();
-  bool older = false;  // laid out by an earlier release
+  std::uint32_t layout = SLUICE_LAYOUT_VERSION;  // of the maps that are pinned
   // Pins do not survive a boot; a copied or stale tree must not be taken for this boot's.
   if (!directories.empty()) {
     const Fd settings(bpf_obj_get((directories.back() / "settings").c_str()));
@@ -89,7 +88,7 @@ Result<std::unique_ptr<KernelDataPlane>> KernelDataPlane::open(const HostConfig&
                        "that release first (this lifts every filter)",
                        directories.back().string(), found.layout_version, SLUICE_OLDEST_LAYOUT,
                        SLUICE_LAYOUT_VERSION);
-    older = found.layout_version != SLUICE_LAYOUT_VERSION;
+    layout = found.layout_version;
     if (const auto boot = boot_id(); found.boot_id[0] != boot[0] || found.boot_id[1] != boot[1]) {
       for (const auto& stale : directories) PinnedTree::remove(stale);
       directories.clear();
@@ -98,7 +97,7 @@ Result<std::unique_ptr<KernelDataPlane>> KernelDataPlane::open(const HostConfig&
 
   fs::path current = directories.empty() ? fs::path{} : directories.back();
   Result<Programs> programs = fail("no pinned maps");
-  if (!current.empty() && !older) {
+  if (!current.empty() && layout == SLUICE_LAYOUT_VERSION) {
     programs = Programs::load(current, {}, config, *features);
     if (!programs && programs.error().code != EEXIST) return std::unexpected(programs.error());
   }
@@ -108,10 +107,9 @@ Result<std::unique_ptr<KernelDataPlane>> KernelDataPlane::open(const HostConfig&
     // the old set must go on being what they say.
     auto fresh = tree->begin();
     if (!fresh) return std::unexpected(fresh.error());
-    programs =
-        Programs::load(*fresh, current, config, *features, older ? kAnew : std::span<const Map>{});
+    programs = Programs::load(*fresh, current, config, *features, changed_since(layout));
     if (programs) {
-      if (auto carried = carry_over(*programs); !carried)
+      if (auto carried = carry_over(*programs, layout); !carried)
         programs = std::unexpected(carried.error());
     }
     if (!programs) {

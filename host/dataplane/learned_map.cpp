@@ -24,6 +24,11 @@ sluice_learned_key key_of(std::uint32_t scope, const Address& address) {
   return key;
 }
 
+// The table of port lists is smaller than that, see KernelDataPlane::open().
+std::uint16_t narrow(std::uint32_t port_set) {
+  return static_cast<std::uint16_t>(port_set);
+}
+
 // Tells the programs, before the address is in the kernel, that it is worth looking up.
 void hint(__u64* hints, const std::uint8_t* address) {
   if (hints == nullptr) return;
@@ -107,11 +112,12 @@ struct KernelLearnedMap::Writes {
       if (kept) {
         sluice_learn_batch batch{};
         batch.count = 1;
-        batch.entries[0] = entry_of(keys[i], {.active_until = was.active_until,
+        batch.entries[0] = entry_of(keys[i], {.check = sluice_learned_key_check(&keys[i]),
+                                              .port_set = narrow(was.port_set),
+                                              .owner = was.owner,
+                                              .active_until = was.active_until,
                                               .grace_until = was.grace_until,
-                                              .last_seen = 0,
-                                              .port_set = was.port_set,
-                                              .owner = was.owner});
+                                              .last_seen = 0});
         [[maybe_unused]] const int done = run(program, batch);
       } else if (in_kernel) {
         bpf_map_update_elem(map, &keys[i], &*in_kernel, BPF_ANY);
@@ -127,6 +133,7 @@ struct KernelLearnedMap::Writes {
             .outcome = SLUICE_LEARN_UNTOUCHED,
             .active_until = value.active_until,
             .grace_until = value.grace_until,
+            .check = value.check,
             .port_set = value.port_set,
             .owner = value.owner};
   }
@@ -176,21 +183,22 @@ Status KernelLearnedMap::prepare(std::uint32_t number, Scope& scope, const Learn
     auto& known = scope.known.try_emplace(learned.address).first->second;
     // An answer that has ended is not prolonged: its ports would come back to life with it.
     const bool lives = known.lives(now);
-    sluice_learned value{};
-    value.active_until = learned.active_until.nanoseconds;
-    value.grace_until = learned.grace_until.nanoseconds;
-    value.port_set = port_set->index();
-    value.owner = learned.owner;
+    const auto key = key_of(number, learned.address);
+    sluice_learned value{.check = sluice_learned_key_check(&key),
+                         .port_set = narrow(port_set->index()),
+                         .owner = learned.owner,
+                         .active_until = learned.active_until.nanoseconds,
+                         .grace_until = learned.grace_until.nanoseconds,
+                         .last_seen = 0};
     std::optional<PortSetTable::Use> both;
     std::optional<sluice_learned> in_kernel;
-    const auto key = key_of(number, learned.address);
     if (lives) {
       value.active_until = std::max<std::uint64_t>(value.active_until, known.active_until);
       value.grace_until = std::max<std::uint64_t>(value.grace_until, known.grace_until);
       if (known.port_set != port_set->index()) {
         auto united = port_sets_.united(known.port_set, part.ports);
         if (!united) return std::unexpected(united.error());
-        value.port_set = both.emplace(std::move(*united)).index();
+        value.port_set = narrow(both.emplace(std::move(*united)).index());
       }
       if (known == Known{value.active_until, value.grace_until, value.port_set, value.owner})
         continue;
@@ -224,7 +232,7 @@ Status KernelLearnedMap::replace(std::uint32_t number, const LearnedAddress& add
   const auto before = value;
   value.active_until = address.active_until.nanoseconds;
   value.grace_until = address.grace_until.nanoseconds;
-  value.port_set = port_set->index();
+  value.port_set = narrow(port_set->index());
   value.owner = address.owner;
   Writes writes(port_sets_);
   writes.add(key, value, found->second, before);

@@ -174,7 +174,7 @@ class Gate {
     return known.get();
   }
   // A learned address, written as the clock would have it later on.
-  void put_learned(const sluice_learned_key& key, const sluice_learned& value) {
+  void put_learned(const sluice_learned_key& key, sluice_learned value) {
     const Fd learned = map("learned"), slots = map("slots");
     sluice_slot slot{};
     REQUIRE(bpf_map_lookup_elem(slots.get(), &slot_, &slot) == 0);
@@ -183,6 +183,7 @@ class Gate {
     const std::uint32_t bit = sluice_learned_bit(halves[0], halves[1]);
     slot.learned[bit / 64] |= std::uint64_t{1} << bit % 64;
     REQUIRE(bpf_map_update_elem(slots.get(), &slot_, &slot, BPF_ANY) == 0);
+    value.check = sluice_learned_key_check(&key);
     REQUIRE(bpf_map_update_elem(learned.get(), &key, &value, BPF_ANY) == 0);
   }
   // A flow as tc_to would have noted it.

@@ -479,6 +479,26 @@ TEST_CASE("an expired answer does not come back to life with another one's ports
               {"the old one's port stays shut", syn("203.0.113.20", 25), SLUICE_REASON_DENY_MODE}});
 }
 
+TEST_CASE("an entry whose memory another address was given opens nothing") {
+  Gate gate;
+  gate.publish({});
+  const Fd learned = gate.map("learned");
+  for (const char* text : {"203.0.113.20", "2001:db8:b::20"}) {
+    CAPTURE(text);
+    gate.learn(text, from_now(600), from_now(600));
+    gate.check({{"its own", syn(text), SLUICE_REASON_ALLOW_LEARNED}});
+    sluice_learned_key key{};
+    key.scope = gate.scope();
+    std::memcpy(key.address, mapped(text).data(), 16);
+    sluice_learned value{};
+    REQUIRE(bpf_map_lookup_elem(learned.get(), &key, &value) == 0);
+    CHECK(value.check == sluice_learned_key_check(&key));
+    value.check ^= 1;
+    REQUIRE(bpf_map_update_elem(learned.get(), &key, &value, BPF_EXIST) == 0);
+    gate.check({{"another's", syn(text), SLUICE_REASON_DENY_MODE}});
+  }
+}
+
 TEST_CASE("attachments do not share rules or learned addresses") {
   Gate gate;
   const std::uint32_t other = gate.attach("host1");

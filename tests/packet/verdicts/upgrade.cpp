@@ -1,6 +1,8 @@
 // An earlier release's pinned maps are taken over: no verdict changes, and what was noted is known.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <cstddef>
+#include <map>
+#include <tuple>
 
 #include "packet/verdicts/gate.hpp"
 
@@ -16,14 +18,38 @@ void repin(const Fd& map, const fs::path& path) {
   REQUIRE(bpf_obj_pin(map.get(), path.c_str()) == 0);
 }
 
-// The same contents as layout 2 had them.
-void as_layout_2(const fs::path& maps) {
+void say_layout(const fs::path& maps, std::uint32_t layout) {
   const Fd settings(bpf_obj_get((maps / "settings").c_str()));
   const std::uint32_t zero = 0;
   sluice_settings host{};
   REQUIRE(bpf_map_lookup_elem(settings.get(), &zero, &host) == 0);
-  host.layout_version = 2;
+  host.layout_version = layout;
   REQUIRE(bpf_map_update_elem(settings.get(), &zero, &host, BPF_ANY) == 0);
+}
+
+// The same contents as layout 3 had them.
+void as_layout_3(const fs::path& maps) {
+  say_layout(maps, 3);
+  const Fd learned(bpf_obj_get((maps / "learned").c_str()));
+  sluice_learned_key key{}, next{};
+  for (const void* at = nullptr; bpf_map_get_next_key(learned.get(), at, &next) == 0; at = &key) {
+    key = next;
+    sluice_learned value{};
+    REQUIRE(bpf_map_lookup_elem(learned.get(), &key, &value) == 0);
+    const sluice_learned_3 old{.active_until = value.active_until,
+                               .grace_until = value.grace_until,
+                               .last_seen = value.last_seen,
+                               .port_set = value.port_set,
+                               .owner = value.owner};
+    static_assert(sizeof(old) == sizeof(value));
+    REQUIRE(bpf_map_update_elem(learned.get(), &key, &old, BPF_EXIST) == 0);
+  }
+}
+
+// As layout 2 had them.
+void as_layout_2(const fs::path& maps) {
+  as_layout_3(maps);
+  say_layout(maps, 2);
 
   const Fd slots(bpf_obj_get((maps / "slots").c_str()));
   bpf_map_info info{};
@@ -84,7 +110,14 @@ std::vector<Rule> many_rules() {
 
 }  // namespace
 
-TEST_CASE("the pinned maps of layout 2 are taken over, and no verdict changes") {
+TEST_CASE("the pinned maps of layouts 2 and 3 are taken over, and no verdict changes") {
+  void (*as_before)(const fs::path&) = nullptr;
+  SUBCASE("layout 2") {
+    as_before = as_layout_2;
+  }
+  SUBCASE("layout 3") {
+    as_before = as_layout_3;
+  }
   Gate gate;
   const std::uint32_t large = gate.attach("host1");
   gate.publish({allowing("198.51.100.0/24", {"tcp/443"}), denying("198.51.100.9/32"),
@@ -97,6 +130,11 @@ TEST_CASE("the pinned maps of layout 2 are taken over, and no verdict changes") 
   };
   gate.learn("203.0.113.20", from_now(100), from_now(200), {"tcp/443"});
   gate.learn("2001:db8:7::20", from_now(100), from_now(200));
+  const LearnedAddress owned{.address = mapped("203.0.113.22"),
+                             .active_until = from_now(-1),  // in its grace
+                             .grace_until = from_now(200),
+                             .owner = 7};
+  REQUIRE(gate.plane().learned().learn(gate.scope(), std::span(&owned, 1), {}));
   const auto to = [](const char* from, const char* at, std::uint16_t port) {
     const bool six = std::string_view(from).contains(':');
     return framed(six ? ip6("2001:db8::2", at, 6, tcp(40000, port))
@@ -129,9 +167,19 @@ TEST_CASE("the pinned maps of layout 2 are taken over, and no verdict changes") 
     CHECK(gate.from(to("4", "11.3.169.50", 80), "host1").verdict == kPass);  // far behind
   };
   verdicts();
-  gate.reopen(as_layout_2);
+  const auto known = [&] {
+    std::map<Address, std::tuple<std::uint64_t, std::uint64_t, std::uint32_t>> found;
+    for (const auto& [address, ports] : gate.plane().learned().all(gate.scope()))
+      found[address.address] = {address.active_until.nanoseconds, address.grace_until.nanoseconds,
+                                address.owner};
+    return found;
+  };
+  const auto before = known();
+  REQUIRE(before.size() == 3);
+  gate.reopen(as_before);
   REQUIRE(gate.plane().adopted().size() == 2);
   CHECK(digest(large) != std::array<std::uint64_t, 2>{});
+  CHECK((known() == before));
   verdicts();
 
   // What is noted from now on is known as well, and the tree is this release's.

@@ -130,6 +130,45 @@ TEST_CASE("TCP's two hours: a flow from outside lives until then, and not longer
   CHECK(after(7201) == "DENY_MODE");
 }
 
+TEST_CASE("an address whose entry becomes another's while a packet reads it opens nothing") {
+  Stage stage{};
+  const std::uint64_t now = stage.core.tables.now, later = now + 3600'000'000'000;
+  sluice_port_set web{};
+  web.spans = 1;
+  web.span[0] = {.protocol = 6, .any_port = 0, .ports = {443, 443}};
+  stage.core.tables.port_sets.push_back(web);
+  const auto key_of = [&](const char* text) {
+    sluice_learned_key key{};
+    key.scope = stage.core.slot.scope;
+    std::memcpy(key.address, mapped(text).data(), 16);
+    return key;
+  };
+  for (const auto& [one, other] :
+       {std::pair{"203.0.113.20", "203.0.113.21"}, std::pair{"2001:db8:b::20", "2001:db8:b::21"}}) {
+    CAPTURE(one);
+    const bool six = std::string_view(one).contains(':');
+    const Bytes syn = six ? ip6("2001:db8::2", one, 6, tcp(40000, 443))
+                          : ip4("192.0.2.2", one, 6, tcp(40000, 443));
+    const auto key = key_of(one), next = key_of(other);
+    sluice_learned entry{};
+    entry.port_set = 1;
+    entry.active_until = entry.grace_until = later;
+    stage.core.learn(key, entry);
+    CHECK(stage.of(syn) == "ALLOW_LEARNED");
+    // It has ended; the other address's has not.
+    entry.active_until = entry.grace_until = now - 1;
+    stage.core.learn(key, entry);
+    CHECK(stage.of(syn) == "DENY_MODE");
+    auto& memory = stage.core.tables.learned[bytes_of(key)];
+    stage.core.tables.on_port_set = [&] {
+      memory.check = sluice_learned_key_check(&next);
+      memory.active_until = memory.grace_until = later;
+    };
+    CHECK(stage.of(syn) == "DENY_MODE");
+    stage.core.tables.on_port_set = nullptr;
+  }
+}
+
 TEST_CASE("an image that contradicts itself drops") {
   Stage stage{"198.51.100.0/24"};
   const Bytes packet = ip4("192.0.2.2", "198.51.100.7", 17, udp(1, 2));

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <span>
 #include <string>
@@ -24,6 +25,7 @@ struct CoreTables {
   std::vector<sluice_port_set> port_sets{1};
   std::map<std::string, sluice_flow> flows;
   std::uint64_t now = 0, idle = 120'000'000'000;
+  std::function<void()> on_port_set;  // happens while a packet's ports are looked at
 };
 inline thread_local CoreTables* core_tables = nullptr;
 
@@ -52,6 +54,7 @@ static inline struct sluice_learned* sluice_learned_at(__u32 scope, const __u8* 
   return found == table.end() ? nullptr : &found->second;
 }
 static inline const struct sluice_port_set* sluice_port_set_at(__u32 index) {
+  if (const auto& happens = sluice::test::core_tables->on_port_set) happens();
   const auto& sets = sluice::test::core_tables->port_sets;
   return index < sets.size() ? &sets[index] : nullptr;
 }
@@ -103,7 +106,8 @@ class Core {
     return read != SLUICE_OK ? read : sluice_judge(&slot, word, &facts);
   }
   void learn(const sluice_learned_key& key, const sluice_learned& value) {
-    tables.learned[bytes_of(key)] = value;
+    auto& entry = tables.learned[bytes_of(key)] = value;
+    entry.check = sluice_learned_key_check(&key);
     std::uint64_t halves[2];
     std::memcpy(halves, key.address, sizeof(halves));
     const std::uint32_t bit = sluice_learned_bit(halves[0], halves[1]);

@@ -142,7 +142,7 @@ TEST_CASE_TEMPLATE("an answer that has ended does not bring its ports back", T, 
   const auto fresh = lasting(ip4(100, 1), in(60), in(60));
   REQUIRE(stage.learned.learn(1, std::span(&fresh, 1), ports({"tcp/443"})));
   sluice_port_set set{};
-  const auto index = stage.at(1, fresh.address)->port_set;
+  const std::uint32_t index = stage.at(1, fresh.address)->port_set;
   REQUIRE(bpf_map_lookup_elem(stage.port_sets.get(), &index, &set) == 0);
   CHECK(set.spans == 1);
   CHECK(set.span[0].ports.first == 443);
@@ -252,7 +252,7 @@ TEST_CASE_TEMPLATE("a port list goes when its last address has gone, however tha
     REQUIRE(stage.learned.learn(scope, std::span(some).first(1), other));  // the ports of both
     stage.learned.reclaim_port_sets(stage.learned.idle_port_sets());
     sluice_port_set set{};
-    auto index = stage.at(scope, ip4(2, 2))->port_set;
+    std::uint32_t index = stage.at(scope, ip4(2, 2))->port_set;
     REQUIRE(bpf_map_lookup_elem(stage.port_sets.get(), &index, &set) == 0);
     CHECK(set.spans == 1);
     CHECK(set.span[0].ports.first == port);
