@@ -247,6 +247,7 @@ void AttachmentManager::turn() {
   flush_denials();
   remove_gone();
   const auto now = clock_();
+  narrow_learned(now);
   if (!due(wake_, now)) return;
   wake_ = {};
   if (redirections_stale_) {
@@ -320,6 +321,15 @@ void AttachmentManager::drop_unclaimed(BootTime now) {
     spdlog::info("detached {} attachments that no discovery claims: {}{}", dropped, names,
                  dropped > 8 ? ", ..." : "");
   }
+}
+
+// Addresses that lose the ports of one of several rules. Any thread may bring the moment forward,
+// so it is looked at on each turn.
+void AttachmentManager::narrow_learned(BootTime now) {
+  if (!due(learned_.narrow_at(), now)) return;
+  learned_.begin_narrowing();
+  for (auto& [id, attachment] : attachments_)
+    if (learned_.narrow(attachment->id) && attachment->wire) sever(*attachment);
 }
 
 // Rules that ended. The programs stopped honouring them in time; here their space is freed, both

@@ -170,6 +170,7 @@ class AttachmentManager final : public Core {
   void end_holds(BootTime now);
   void drop_unclaimed(BootTime now);
   void expire(BootTime now);
+  void narrow_learned(BootTime now);
 
   // manager_discovery.cpp
   [[nodiscard]] Result<AttachmentId> claim(Attachment& attachment, const std::string& instance,

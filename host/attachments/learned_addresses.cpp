@@ -21,29 +21,25 @@ BootTime after(BootTime now, std::uint64_t nanoseconds) {
 // thread serves others too.
 constexpr std::uint64_t kReclaimEvery = 1'000'000'000;
 constexpr std::size_t kMostReclaimed = 1024;
+// What is to change is written so long before, since the core loop may be late; then the address
+// would have ended for all.
+constexpr std::uint64_t kAhead = 2'000'000'000;
 constexpr std::uint64_t kWarnEvery = 60'000'000'000;
 
 BootTime not_after(BootTime when, BootTime end) {
   return end.never() ? when : std::min(when, end);
 }
 
-// The ports of all owners together; empty: every protocol and port.
-std::vector<PortRange> ports_of(std::span<const LearnedOwner> owners) {
-  std::vector<PortRange> ports;
-  for (const auto& owner : owners) {
-    if (owner.opening->ports.empty()) return {};
-    ports.insert(ports.end(), owner.opening->ports.begin(), owner.opening->ports.end());
-  }
-  std::ranges::sort(ports);
-  const auto repeated = std::ranges::unique(ports);
-  ports.erase(repeated.begin(), repeated.end());
-  return ports;
-}
-
 LearnedAddress address_of(const Address& address, const OwnerSum& sum) {
   return {.address = address,
           .active_until = sum.active_until(),
           .grace_until = sum.grace_until(),
+          .owner = sum.tag()};
+}
+LearnedAddress address_of(const Address& address, const OwnerSum& sum, const Standing& standing) {
+  return {.address = address,
+          .active_until = standing.active_until,
+          .grace_until = standing.grace_until,
           .owner = sum.tag()};
 }
 
@@ -161,7 +157,7 @@ bool LearnedAddresses::settle(AttachmentId id, Basis basis) {
   for (const auto& address : contested) {
     (entry->table.owners(address).empty() ? changes.orphaned : changes.narrowed).push_back(address);
   }
-  return carry_out(*entry, changes);
+  return carry_out(*entry, changes, now);
 }
 
 LearnedTable::Changes LearnedAddresses::judge_again(Entry& entry, BootTime now) {
@@ -173,7 +169,7 @@ LearnedTable::Changes LearnedAddresses::judge_again(Entry& entry, BootTime now) 
     auto ruling = judge.rule_on(under.names, now);
     under.ruling = ruling ? std::move(*ruling) : NameJudge::Ruling{.denied = true};
   }
-  return entry.table.review(Review(judge, entry.decided), now);
+  return entry.table.review(Review(judge, entry.decided), now, after(now, kAhead));
 }
 
 // Gives what an earlier daemon learned to the openings in force that its tags name. `contested`
@@ -212,26 +208,51 @@ bool LearnedAddresses::expire(AttachmentId id) {
   const auto entry = find(id);
   if (!entry) return false;
   const std::lock_guard lock(entry->mutex);
-  const bool narrowed_before = std::exchange(entry->narrowed, false);
-  if (entry->table.empty()) return narrowed_before;
+  return forget(*entry, clock_());
+}
+
+bool LearnedAddresses::narrow(AttachmentId id) {
+  const auto entry = find(id);
+  if (!entry) return false;
+  const std::lock_guard lock(entry->mutex);
   const auto now = clock_();
+  const auto change = entry->table.changes_at();
+  if (change.never()) return false;
+  if (change <= after(now, kAhead)) return forget(*entry, now);
+  announce(change);
+  return false;
+}
+
+// With the entry's lock held.
+bool LearnedAddresses::forget(Entry& entry, BootTime now) {
+  const bool narrowed_before = std::exchange(entry.narrowed, false);
+  if (entry.table.empty()) return narrowed_before;
   std::unordered_set<const Opening*> in_use;
-  const auto changes = entry->table.review(
+  const auto changes = entry.table.review(
       [&](const LearnedOwner& owner, auto, std::vector<LearnedOwner>& instead) {
         in_use.insert(owner.opening);
         instead.push_back(owner);
       },
-      now);
-  std::erase_if(entry->under, [](const auto& under) { return under.second.owners == 0; });
-  std::erase_if(entry->decided,
+      now, after(now, kAhead));
+  std::erase_if(entry.under, [](const auto& under) { return under.second.owners == 0; });
+  std::erase_if(entry.decided,
                 [&](const OpeningPtr& opening) { return !in_use.contains(opening.get()); });
-  return carry_out(*entry, changes) || narrowed_before;
+  return carry_out(entry, changes, now) || narrowed_before;
+}
+
+void LearnedAddresses::announce(BootTime change) {
+  if (change.never()) return;
+  const auto when = change.nanoseconds > kAhead ? change.nanoseconds - kAhead : 1;
+  auto known = narrow_at_.load();
+  while ((known == 0 || when < known) && !narrow_at_.compare_exchange_weak(known, when)) {
+  }
 }
 
 // Takes addresses out of the kernel that nobody vouches for any more. One that others still vouch
 // for keeps what they open. True when something was lost.
-bool LearnedAddresses::carry_out(Entry& entry, const LearnedTable::Changes& changes) {
-  mark(entry, changes.marked);
+bool LearnedAddresses::carry_out(Entry& entry, const LearnedTable::Changes& changes, BootTime now) {
+  mark(entry, changes.marked, now);
+  announce(entry.table.changes_at());
   if (changes.orphaned.empty() && changes.narrowed.empty()) return false;
   if (!changes.orphaned.empty()) {
     if (auto status = map_.revoke(entry.scope, changes.orphaned); !status) {
@@ -242,8 +263,7 @@ bool LearnedAddresses::carry_out(Entry& entry, const LearnedTable::Changes& chan
     }
   }
   for (const auto& address : changes.narrowed) {
-    const auto replaced = map_.replace(entry.scope, address_of(address, entry.table.sum(address)),
-                                       ports_of(entry.table.owners(address)));
+    const auto replaced = rewrite(entry, address, now);
     if (replaced) continue;
     // Better a lost address, which the next answer brings back, than a port too many.
     entry.table.remove(address);
@@ -258,20 +278,29 @@ bool LearnedAddresses::carry_out(Entry& entry, const LearnedTable::Changes& chan
   return true;
 }
 
+// Writes what an address's owners amount to.
+Status LearnedAddresses::rewrite(Entry& entry, const Address& address, BootTime now) {
+  OwnerSum sum;
+  if (alike(entry, address, {}, sum)) {
+    const auto value = address_of(address, sum);
+    entry.table.set_changes_at(address, {});
+    return map_.learn(entry.scope, std::span(&value, 1),
+                      entry.table.owners(address)[0].opening->ports);
+  }
+  const auto amount = standing_of(entry, address, {}, after(now, kAhead));
+  const auto value = address_of(address, sum, amount);
+  entry.table.set_changes_at(address, amount.changes_at);
+  announce(amount.changes_at);
+  return map_.learn(entry.scope, std::span(&value, 1), amount.ports);
+}
+
 // So that a later daemon with the same rules knows whose they are. What cannot be written it takes
 // for nobody's, and closes.
-void LearnedAddresses::mark(Entry& entry, const std::vector<Address>& addresses) {
-  std::map<std::vector<PortRange>, std::vector<LearnedAddress>> by_ports;
+void LearnedAddresses::mark(Entry& entry, const std::vector<Address>& addresses, BootTime now) {
   for (const auto& address : addresses) {
-    by_ports[ports_of(entry.table.owners(address))].push_back(
-        address_of(address, entry.table.sum(address)));
-  }
-  std::vector<LearnedPart> parts;
-  for (const auto& [ports, marked] : by_ports) parts.push_back({marked, ports});
-  if (parts.empty()) return;
-  if (auto status = map_.learn(entry.scope, parts); !status) {
-    spdlog::debug("{}: {} addresses are not known to a later daemon: {}", entry.name,
-                  addresses.size(), status.error().message);
+    if (auto status = rewrite(entry, address, now); !status)
+      spdlog::debug("{}: {} is not known to a later daemon: {}", entry.name, text_of(address),
+                    status.error().message);
   }
 }
 
@@ -341,7 +370,7 @@ Status LearnedAddresses::learn_under(Entry& entry, LearnedUnder& under,
     grants.push_back(*grant);
   }
   if (auto status = make_room(entry, grants, now); !status) return status;
-  return open(entry, grants);
+  return open(entry, grants, now);
 }
 
 // For the owners that the grants bring, within the attachment's share.
@@ -378,9 +407,9 @@ void LearnedAddresses::reclaim(Entry& entry, BootTime now) {
   const auto changes =
       entry.table.review([](const LearnedOwner& owner, auto,
                             std::vector<LearnedOwner>& instead) { instead.push_back(owner); },
-                         now);
+                         now, after(now, kAhead));
   // The core loop, which may tell the ends of a connection, hears of it with the next expire().
-  entry.narrowed |= carry_out(entry, changes);
+  entry.narrowed |= carry_out(entry, changes, now);
   const auto idle = map_.unused(entry.scope, entry.table.in_grace(now, kMostReclaimed));
   if (idle.empty()) return;
   if (map_.revoke(entry.scope, idle))
@@ -475,40 +504,74 @@ const Opening* LearnedAddresses::decided(Entry& entry, std::span<const PortRange
   return entry.decided.back().get();
 }
 
-// What the kernel is to have of an address that is about to get these owners.
-LearnedAddress LearnedAddresses::written(const Entry& entry, const Address& address,
-                                         std::span<const LearnedOwner> fresh) {
-  OwnerSum own;
-  auto all = entry.table.sum(address);
-  for (const auto& owner : fresh) {
-    own.add(owner);
-    all.add(owner);
+// Whether all that vouch for the address, or are about to, have the same ports: then `sum` is what
+// they amount to. Of an earlier daemon's owners only their sum is known.
+bool LearnedAddresses::alike(const Entry& entry, const Address& address,
+                             std::span<const LearnedOwner> fresh, OwnerSum& sum) {
+  sum = entry.table.sum(address);
+  for (const auto& owner : fresh) sum.add(owner);
+  return sum.alike() && (entry.found.empty() || !entry.found.contains(address));
+}
+
+Standing LearnedAddresses::standing_of(const Entry& entry, const Address& address,
+                                       std::span<const LearnedOwner> fresh, BootTime now) {
+  std::vector<Claim> claims;
+  const auto claim = [&](const LearnedOwner& owner) {
+    claims.push_back({owner.opening->ports, owner.active_until, owner.grace_until});
+  };
+  for (const auto& owner : entry.table.owners(address)) {
+    const auto again = std::ranges::find(fresh, owner.place(), &LearnedOwner::place);
+    if (again == fresh.end()) claim(owner);
   }
-  auto value = address_of(address, own);
-  value.owner = all.tag();
-  if (!entry.found.empty() && entry.found.contains(address)) value.owner |= kSeveralOwners;
-  return value;
+  for (auto owner : fresh) {
+    for (const auto& former : entry.table.owners(address)) {
+      if (former.place() != owner.place()) continue;
+      owner.active_until = std::max(owner.active_until, former.active_until);
+      owner.grace_until = std::max(owner.grace_until, former.grace_until);
+    }
+    claim(owner);
+  }
+  if (const auto found = entry.found.find(address);
+      found != entry.found.end() && found->second.ports)
+    claims.push_back({*found->second.ports, found->second.address.active_until,
+                      found->second.address.grace_until});
+  return standing(claims, now);
 }
 
 // With the entry's lock held. All or nothing, and one write for each address, however many grants
 // name it.
-Status LearnedAddresses::open(Entry& entry, std::span<const Grant> grants) {
+Status LearnedAddresses::open(Entry& entry, std::span<const Grant> grants, BootTime now) {
+  std::vector<LearnedAddress> of_one;  // of a single grant, whose ports they all have
   std::map<std::vector<PortRange>, std::vector<LearnedAddress>> by_ports;
-  std::vector<LearnedAddress> of_one;
-  std::vector<LearnedPart> parts;
+  std::vector<std::pair<Address, BootTime>> changing;
+  const auto add = [&](const Address& address, std::span<const LearnedOwner> fresh) {
+    OwnerSum sum;
+    if (alike(entry, address, fresh, sum)) {
+      const auto value = address_of(address, sum);
+      if (grants.size() == 1)
+        of_one.push_back(value);
+      else
+        by_ports[fresh[0].opening->ports].push_back(value);
+      return;
+    }
+    auto amount = standing_of(entry, address, fresh, now);
+    auto value = address_of(address, sum, amount);
+    if (entry.found.contains(address)) value.owner |= kSeveralOwners;
+    by_ports[std::move(amount.ports)].push_back(value);
+    if (!amount.changes_at.never()) changing.emplace_back(address, amount.changes_at);
+  };
   if (grants.size() == 1) {
     of_one.reserve(grants[0].addresses.size());
-    for (const auto& address : grants[0].addresses)
-      of_one.push_back(written(entry, address, std::span(&grants[0].owner, 1)));
-    parts.push_back({of_one, grants[0].owner.opening->ports});
+    for (const auto& address : grants[0].addresses) add(address, std::span(&grants[0].owner, 1));
   } else {
     std::map<Address, std::vector<LearnedOwner>> owners;
     for (const auto& grant : grants)
       for (const auto& address : grant.addresses) owners[address].push_back(grant.owner);
-    for (const auto& [address, fresh] : owners)
-      by_ports[ports_of(fresh)].push_back(written(entry, address, fresh));
-    for (const auto& [ports, addresses] : by_ports) parts.push_back({addresses, ports});
+    for (const auto& [address, fresh] : owners) add(address, fresh);
   }
+  std::vector<LearnedPart> parts;
+  if (!of_one.empty()) parts.push_back({of_one, grants[0].owner.opening->ports});
+  for (const auto& [ports, addresses] : by_ports) parts.push_back({addresses, ports});
   // So that what is in the kernel has its owner, come what may.
   for (const auto& grant : grants) entry.table.make_room(grant.addresses, grants.size());
   if (auto status = map_.learn(entry.scope, parts); !status) {
@@ -517,6 +580,10 @@ Status LearnedAddresses::open(Entry& entry, std::span<const Grant> grants) {
   }
   for (const auto& grant : grants)
     for (const auto& address : grant.addresses) entry.table.add(address, grant.owner);
+  for (const auto& [address, when] : changing) {
+    entry.table.set_changes_at(address, when);
+    announce(when);
+  }
   return {};
 }
 

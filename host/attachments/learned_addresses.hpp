@@ -72,6 +72,12 @@ class LearnedAddresses {
   [[nodiscard]] bool settle(AttachmentId id, Basis basis);
   // Forgets what has ended. True as above: an address may live on with fewer ports.
   [[nodiscard]] bool expire(AttachmentId id);
+  // When narrow() is to be called for every attachment, and again: an address that rules with
+  // different ports have opened loses those of the first that ends. Any thread may bring it
+  // forward.
+  [[nodiscard]] BootTime narrow_at() const { return {narrow_at_.load()}; }
+  void begin_narrowing() { narrow_at_ = 0; }
+  [[nodiscard]] bool narrow(AttachmentId id);
 
   // ---- [any], as in Core ----
 
@@ -121,19 +127,25 @@ class LearnedAddresses {
                                              std::uint32_t counted, BootTime now);
   [[nodiscard]] Status make_room(Entry& entry, std::span<const Grant> grants, BootTime now);
   void reclaim(Entry& entry, BootTime now);
-  [[nodiscard]] Status open(Entry& entry, std::span<const Grant> grants);
-  [[nodiscard]] static LearnedAddress written(const Entry& entry, const Address& address,
-                                              std::span<const LearnedOwner> fresh);
+  [[nodiscard]] Status open(Entry& entry, std::span<const Grant> grants, BootTime now);
+  [[nodiscard]] static bool alike(const Entry& entry, const Address& address,
+                                  std::span<const LearnedOwner> fresh, OwnerSum& sum);
+  [[nodiscard]] static Standing standing_of(const Entry& entry, const Address& address,
+                                            std::span<const LearnedOwner> fresh, BootTime now);
+  [[nodiscard]] bool forget(Entry& entry, BootTime now);
+  [[nodiscard]] Status rewrite(Entry& entry, const Address& address, BootTime now);
+  void announce(BootTime change);
   [[nodiscard]] static const Opening* decided(Entry& entry, std::span<const PortRange> ports);
   static void claim_found(Entry& entry, BootTime now, std::vector<Address>& contested);
   [[nodiscard]] static LearnedTable::Changes judge_again(Entry& entry, BootTime now);
-  [[nodiscard]] bool carry_out(Entry& entry, const LearnedTable::Changes& changes);
-  void mark(Entry& entry, const std::vector<Address>& addresses);
+  [[nodiscard]] bool carry_out(Entry& entry, const LearnedTable::Changes& changes, BootTime now);
+  void mark(Entry& entry, const std::vector<Address>& addresses, BootTime now);
 
   LearnedMap& map_;
   const std::function<BootTime()> clock_;
   std::atomic<std::uint32_t> share_{HostConfig{}.max_learned_per_workload};
-  mutable std::shared_mutex mutex_;  // of entries_, not of what they point to
+  std::atomic<std::uint64_t> narrow_at_{0};  // 0: never
+  mutable std::shared_mutex mutex_;          // of entries_, not of what they point to
   std::unordered_map<AttachmentId, std::shared_ptr<Entry>> entries_;
 };
 

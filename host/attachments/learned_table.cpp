@@ -30,6 +30,23 @@ OwnerSum sum_of(const std::vector<LearnedOwner>& owners) {
   return sum;
 }
 
+BootTime earlier(BootTime one, BootTime other) {
+  if (one.never() || other.never()) return one.never() ? other : one;
+  return std::min(one, other);
+}
+
+bool covers(std::span<const PortRange> wide, const PortRange& one) {
+  return std::ranges::any_of(wide, [&](const PortRange& range) {
+    if (range.protocol != one.protocol) return false;
+    return range.any_port || (!one.any_port && range.first <= one.first && one.last <= range.last);
+  });
+}
+
+bool covers(std::span<const PortRange> wide, std::span<const PortRange> narrow) {
+  if (wide.empty() || narrow.empty()) return wide.empty();
+  return std::ranges::all_of(narrow, [&](const PortRange& one) { return covers(wide, one); });
+}
+
 std::vector<const Opening*> openings_of(const std::vector<LearnedOwner>& owners) {
   std::vector<const Opening*> openings;
   for (const auto& owner : owners) {
@@ -40,7 +57,43 @@ std::vector<const Opening*> openings_of(const std::vector<LearnedOwner>& owners)
 
 }  // namespace
 
+Standing standing(std::span<const Claim> claims, BootTime now) {
+  // Those that take new connections; else those that live ones may use; else what is left of all.
+  auto end = &Claim::active_until;
+  const auto lives = [&](const Claim& claim) { return claim.*end > now; };
+  bool any = std::ranges::any_of(claims, lives);
+  if (!any) {
+    end = &Claim::grace_until;
+    any = std::ranges::any_of(claims, lives);
+  }
+  const Claim* longest = nullptr;
+  for (const auto& claim : claims) {
+    if (any && !lives(claim)) continue;
+    if (longest == nullptr || claim.*end > longest->*end) longest = &claim;
+  }
+  if (longest == nullptr) return {};
+  Standing sum{.active_until = longest->active_until,
+               .grace_until = longest->grace_until,
+               .ports = {longest->ports.begin(), longest->ports.end()},
+               .changes_at = {}};
+  for (const auto& claim : claims) {
+    if ((any && !lives(claim)) || covers(longest->ports, claim.ports)) continue;
+    sum.active_until = std::min(sum.active_until, claim.active_until);
+    sum.grace_until = std::min(sum.grace_until, claim.grace_until);
+    sum.changes_at = earlier(sum.changes_at, claim.*end);
+    if (claim.ports.empty()) sum.ports.clear();
+    if (!sum.ports.empty())
+      sum.ports.insert(sum.ports.end(), claim.ports.begin(), claim.ports.end());
+  }
+  std::ranges::sort(sum.ports);
+  const auto repeated = std::ranges::unique(sum.ports);
+  sum.ports.erase(repeated.begin(), repeated.end());
+  return sum;
+}
+
 void OwnerSum::add(const LearnedOwner& owner) {
+  if (first_ == nullptr) first_ = owner.opening;
+  alike_ = alike_ && (first_ == owner.opening || first_->ports == owner.opening->ports);
   active_until_ = std::max(active_until_, owner.active_until);
   several_ |= tag_ != 0 && tag_ != owner.tag;
   if (tag_ == 0 || owner.grace_until >= grace_until_) tag_ = owner.tag;
@@ -73,6 +126,14 @@ void LearnedTable::add(const Address& address, const LearnedOwner& owner) {
     owner_count_ += 1;
   }
   held.sum.add(owner);
+  held.changes_at = {};
+}
+
+void LearnedTable::set_changes_at(const Address& address, BootTime when) {
+  const auto found = held_.find(address);
+  if (found == held_.end()) return;
+  found->second.changes_at = when;
+  changes_at_ = earlier(changes_at_, when);
 }
 
 void LearnedTable::remove(const Address& address) {
@@ -116,8 +177,9 @@ std::size_t LearnedTable::missing(std::span<const Address> addresses,
   }));
 }
 
-LearnedTable::Changes LearnedTable::review(const Judge& judge, BootTime now) {
+LearnedTable::Changes LearnedTable::review(const Judge& judge, BootTime now, BootTime ahead) {
   Changes changes;
+  changes_at_ = {};
   std::vector<LearnedOwner> kept;
   for (auto entry = held_.begin(); entry != held_.end();) {
     auto& [address, held] = *entry;
@@ -140,12 +202,14 @@ LearnedTable::Changes LearnedTable::review(const Judge& judge, BootTime now) {
     const auto sum = sum_of(kept);
     if (sum.active_until() != held.sum.active_until() ||
         sum.grace_until() != held.sum.grace_until() ||
-        openings_of(kept) != openings_of(held.owners))
+        openings_of(kept) != openings_of(held.owners) ||
+        (!held.changes_at.never() && held.changes_at <= ahead))
       changes.narrowed.push_back(address);
     else if (sum.tag() != held.sum.tag())
       changes.marked.push_back(address);
     held.owners.assign(kept.begin(), kept.end());
     held.sum = sum;
+    changes_at_ = earlier(changes_at_, held.changes_at);
     ++entry;
   }
   return changes;

@@ -113,18 +113,14 @@ class LearnedMap {
  public:
   virtual ~LearnedMap() = default;
 
-  // All or nothing, over all parts. Extends what is there (the later of the times, the ports of
-  // both), never shortens it.
+  // All or nothing, over all parts: times and ports of each address become exactly these, with no
+  // moment between in which one that is there is not. Of one that is given twice the last counts.
   [[nodiscard]] virtual Status learn(std::uint32_t scope, std::span<const LearnedPart> parts) = 0;
   [[nodiscard]] Status learn(std::uint32_t scope, std::span<const LearnedAddress> addresses,
                              std::span<const PortRange> ports) {
     const LearnedPart part{addresses, ports};
     return learn(scope, std::span(&part, 1));
   }
-  // Times and ports of one address that is there become exactly these, with no moment between in
-  // which it is not there.
-  [[nodiscard]] virtual Status replace(std::uint32_t scope, const LearnedAddress& address,
-                                       std::span<const PortRange> ports) = 0;
   virtual Status revoke(std::uint32_t scope, std::span<const Address> addresses) = 0;
   // Of these, those that open nothing for good though their grace lasts: no new connection may use
   // them, and the last packet of a live one is too long ago.

@@ -44,8 +44,8 @@ std::unexpected<Error> no_scope(std::uint32_t scope) {
 
 }  // namespace
 
-// What one call is about to write. What is kept in memory is changed as it is put together, so that
-// an address given twice adds up; back() undoes that.
+// What one call is about to write. What is kept in memory is changed as it is put together, also
+// twice where an address is given twice; back() undoes that.
 struct KernelLearnedMap::Writes {
   explicit Writes(PortSetTable& sets) : port_sets(sets) {}
 
@@ -181,8 +181,6 @@ Status KernelLearnedMap::prepare(std::uint32_t number, Scope& scope, const Learn
   for (const auto& learned : part.addresses) {
     // Known before it is written, so that whatever happens, close() finds it.
     auto& known = scope.known.try_emplace(learned.address).first->second;
-    // An answer that has ended is not prolonged: its ports would come back to life with it.
-    const bool lives = known.lives(now);
     const auto key = key_of(number, learned.address);
     sluice_learned value{.check = sluice_learned_key_check(&key),
                          .port_set = narrow(port_set->index()),
@@ -190,53 +188,18 @@ Status KernelLearnedMap::prepare(std::uint32_t number, Scope& scope, const Learn
                          .active_until = learned.active_until.nanoseconds,
                          .grace_until = learned.grace_until.nanoseconds,
                          .last_seen = 0};
-    std::optional<PortSetTable::Use> both;
+    if (known == Known{value.active_until, value.grace_until, value.port_set, value.owner})
+      continue;
     std::optional<sluice_learned> in_kernel;
-    if (lives) {
-      value.active_until = std::max<std::uint64_t>(value.active_until, known.active_until);
-      value.grace_until = std::max<std::uint64_t>(value.grace_until, known.grace_until);
-      if (known.port_set != port_set->index()) {
-        auto united = port_sets_.united(known.port_set, part.ports);
-        if (!united) return std::unexpected(united.error());
-        value.port_set = narrow(both.emplace(std::move(*united)).index());
-      }
-      if (known == Known{value.active_until, value.grace_until, value.port_set, value.owner})
-        continue;
-      // When the last packet for it was seen, which only the kernel knows.
-      if (sluice_learned found{}; program_ < 0 && bpf_map_lookup_elem(map_, &key, &found) == 0) {
-        in_kernel = found;
-        value.last_seen = found.last_seen;
-      }
+    // When the last packet for it was seen, which only the kernel knows.
+    if (sluice_learned found{};
+        known.lives(now) && program_ < 0 && bpf_map_lookup_elem(map_, &key, &found) == 0) {
+      in_kernel = found;
+      value.last_seen = found.last_seen;
     }
     writes.add(key, value, known, in_kernel);
   }
   return {};
-}
-
-Status KernelLearnedMap::replace(std::uint32_t number, const LearnedAddress& address,
-                                 std::span<const PortRange> ports) {
-  const auto scope = find(number);
-  if (!scope) return no_scope(number);
-  const auto port_set = port_sets_.use(ports);
-  if (!port_set) return std::unexpected(port_set.error());
-
-  const std::lock_guard lock(scope->mutex);
-  if (scope->closed) return no_scope(number);
-  const auto found = scope->known.find(address.address);
-  const auto key = key_of(number, address.address);
-  sluice_learned value{};
-  if (found == scope->known.end() || bpf_map_lookup_elem(map_, &key, &value) != 0) {
-    return fail_with(ENOENT, "{}: {} is not among its learned addresses", scope->name,
-                     text_of(address.address));
-  }
-  const auto before = value;
-  value.active_until = address.active_until.nanoseconds;
-  value.grace_until = address.grace_until.nanoseconds;
-  value.port_set = narrow(port_set->index());
-  value.owner = address.owner;
-  Writes writes(port_sets_);
-  writes.add(key, value, found->second, before);
-  return write(*scope, writes);
 }
 
 // With the scope's lock held. All or nothing.

@@ -35,8 +35,6 @@ class KernelLearnedMap final : public LearnedMap {
   // [any]
   using LearnedMap::learn;
   [[nodiscard]] Status learn(std::uint32_t scope, std::span<const LearnedPart> parts) override;
-  [[nodiscard]] Status replace(std::uint32_t scope, const LearnedAddress& address,
-                               std::span<const PortRange> ports) override;
   Status revoke(std::uint32_t scope, std::span<const Address> addresses) override;
   [[nodiscard]] std::vector<Address> unused(std::uint32_t scope,
                                             std::span<const Address> addresses) override;

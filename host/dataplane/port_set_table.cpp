@@ -91,14 +91,6 @@ Result<PortSetTable::Use> PortSetTable::add(std::vector<PortRange> sorted) {
   return give_out(index);
 }
 
-Result<PortSetTable::Use> PortSetTable::united(std::uint32_t index,
-                                               std::span<const PortRange> ports) {
-  if (index == 0 || ports.empty()) return give_out(0);
-  auto all = ports_of(index).value_or(std::vector<PortRange>{});
-  all.insert(all.end(), ports.begin(), ports.end());
-  return use(all);
-}
-
 void PortSetTable::hold(std::uint32_t index) {
   if (index != 0 && index < entries_) places_[index].holds++;
 }

@@ -46,9 +46,6 @@ class PortSetTable {
   };
   // The set. ENOSPC when the table is full, E2BIG when the set has too many spans.
   [[nodiscard]] Result<Use> use(std::span<const PortRange> ports);
-  // The union of a set that is held and `ports`: an address that two rules resolve keeps the ports
-  // of both.
-  [[nodiscard]] Result<Use> united(std::uint32_t index, std::span<const PortRange> ports);
   // Once more: by somebody who has it held, or before anybody has (adoption).
   void hold(std::uint32_t index);
   void release(std::uint32_t index);

@@ -187,36 +187,9 @@ Status FakeLearnedMap::learn(std::uint32_t scope, std::span<const LearnedPart> p
   if (auto status = script_->allowed_to("learn"); !status) return status;
   for (const auto& [addresses, ports] : parts) {
     for (const auto& address : addresses) {
-      const auto [place, fresh] = found->second.try_emplace(address.address);
-      auto& entry = place->second;
-      if (fresh || ports.empty()) {
-        entry.ports.assign(ports.begin(), ports.end());
-      } else if (!entry.ports.empty()) {
-        entry.ports.insert(entry.ports.end(), ports.begin(), ports.end());
-        std::ranges::sort(entry.ports);
-        const auto repeated = std::ranges::unique(entry.ports);
-        entry.ports.erase(repeated.begin(), repeated.end());
-      }
-      entry.address.address = address.address;
-      entry.address.owner = address.owner;
-      entry.address.active_until = std::max(entry.address.active_until, address.active_until);
-      entry.address.grace_until = std::max(entry.address.grace_until, address.grace_until);
+      found->second[address.address] = {.address = address, .ports = {ports.begin(), ports.end()}};
     }
   }
-  return {};
-}
-
-Status FakeLearnedMap::replace(std::uint32_t scope, const LearnedAddress& address,
-                               std::span<const PortRange> ports) {
-  const std::lock_guard lock(kernel_->learned_mutex);
-  const auto found = kernel_->learned.find(scope);
-  if (found == kernel_->learned.end()) return no_scope(scope);
-  if (auto status = script_->allowed_to("replace"); !status) return status;
-  const auto entry = found->second.find(address.address);
-  if (entry == found->second.end()) {
-    return fail_with(ENOENT, "{}: not learned", text_of(address.address));
-  }
-  entry->second = {.address = address, .ports = {ports.begin(), ports.end()}};
   return {};
 }
 

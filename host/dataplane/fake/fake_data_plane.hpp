@@ -84,8 +84,6 @@ class FakeLearnedMap final : public LearnedMap {
       : kernel_(std::move(kernel)), script_(std::move(script)) {}
   using LearnedMap::learn;
   Status learn(std::uint32_t scope, std::span<const LearnedPart> parts) override;
-  Status replace(std::uint32_t scope, const LearnedAddress& address,
-                 std::span<const PortRange> ports) override;
   Status revoke(std::uint32_t scope, std::span<const Address> addresses) override;
   std::vector<Address> unused(std::uint32_t scope, std::span<const Address> addresses) override;
   std::vector<KnownAddress> all(std::uint32_t scope) override;

@@ -39,10 +39,11 @@ struct Names : Stage {
   }
   // As a resolver that judges by the list it knows: 0, or why not.
   int open(const std::vector<std::string_view>& names, std::uint32_t rule,
-           const std::vector<std::string>& texts, std::uint64_t ttl = kMinute) {
+           const std::vector<std::string>& texts, std::uint64_t ttl = kMinute,
+           std::uint64_t grace = 0) {
     std::vector<Address> addresses;
     for (const auto& text : texts) addresses.push_back(mapped(text));
-    const NameGrant grant{.rule = rule, .addresses = addresses, .ttl_ns = ttl};
+    const NameGrant grant{.rule = rule, .addresses = addresses, .ttl_ns = ttl, .grace_ns = grace};
     const auto status = manager.learn("dns", id, {names, std::span(&grant, 1)});
     return status ? 0 : status.error().code;
   }
@@ -160,6 +161,86 @@ TEST_CASE("a rule that now decides on a name puts its ports in the place of the 
     stage.say({allow_name(".org", {port("tcp/25")})});
     CHECK(stage.learned(stage.id).empty());
   }
+}
+
+// 192.0.2.1 by one name for a minute with ssh, by another for an hour with the web.
+TEST_CASE("an address that rules with different ports opened loses each one's ports with its end") {
+  const auto kHour = 60 * kMinute;
+  const auto until = [](Names& stage, std::uint64_t ns) { stage.now.nanoseconds += ns; };
+  enum Then { no_daemon, daemon, further_answer, ended };
+  for (const auto& [ssh_first, then] :
+       {std::pair{true, no_daemon}, std::pair{false, no_daemon}, std::pair{true, daemon},
+        std::pair{false, daemon}, std::pair{true, further_answer}, std::pair{false, further_answer},
+        std::pair{true, ended}, std::pair{false, ended}}) {
+    CAPTURE(ssh_first);
+    CAPTURE(then);
+    Names stage({allow_name("git.example", {port("tcp/22")}),
+                 allow_name("cdn.example", {port("tcp/443")})});
+    const auto ssh = [&](std::uint64_t ttl) {
+      REQUIRE(stage.open({"git.example"}, stage.rule_of("git.example"),
+                         {"192.0.2.1", "2001:db8::1"}, ttl) == 0);
+    };
+    const auto web = [&](std::uint64_t ttl) {
+      REQUIRE(stage.open({"cdn.example"}, stage.rule_of("cdn.example"),
+                         {"192.0.2.1", "2001:db8::1"}, ttl) == 0);
+    };
+    const auto check = [&](bool ssh_open, bool web_open) {
+      for (const char* address : {"192.0.2.1", "2001:db8::1"}) {
+        CAPTURE(address);
+        CHECK(stage.reaches(address, 22) == ssh_open);
+        CHECK(stage.reaches(address, 443) == web_open);
+      }
+    };
+    if (ssh_first) ssh(kMinute);
+    web(kHour);
+    if (!ssh_first) ssh(kMinute);
+    check(true, true);
+    if (then == no_daemon) {  // with no daemon alive it ends for both: early, never late
+      until(stage, kMinute + 1);
+      check(false, false);
+    }
+    if (then == daemon) {  // with one, the other's stay open, without a gap
+      const auto severings = stage.in_kernel(stage.id).severings;
+      until(stage, kMinute - 1'500'000'000);
+      check(true, true);
+      stage.manager.turn();
+      check(false, true);
+      CHECK(stage.in_kernel(stage.id).severings > severings);
+      until(stage, kMinute);
+      stage.manager.turn();
+      check(false, true);
+      until(stage, kHour);
+      check(false, false);
+    }
+    if (then == further_answer) {  // a further answer keeps both
+      until(stage, kMinute / 2);
+      ssh(kMinute);
+      until(stage, kMinute - 10'000'000'000);
+      stage.manager.turn();
+      check(true, true);
+      until(stage, 9'000'000'000);
+      stage.manager.turn();
+      check(false, true);
+    }
+    if (then == ended) {  // one that has ended does not come back with the other's answer
+      until(stage, kMinute - 1'000'000'000);
+      stage.manager.turn();
+      until(stage, kMinute);
+      web(kHour);
+      check(false, true);
+    }
+  }
+}
+
+TEST_CASE("what is in its grace is not opened again by an answer of another rule") {
+  Names stage({allow_name("git.example"), allow_name("cdn.example", {port("tcp/443")})});
+  REQUIRE(stage.open({"git.example"}, stage.rule_of("git.example"), {"192.0.2.1"}, kMinute,
+                     kMinute) == 0);
+  stage.now.nanoseconds += kMinute + 1;
+  CHECK_FALSE(stage.reaches("192.0.2.1", 22));
+  REQUIRE(stage.open({"cdn.example"}, stage.rule_of("cdn.example"), {"192.0.2.1"}) == 0);
+  CHECK(stage.reaches("192.0.2.1", 443));
+  CHECK_FALSE(stage.reaches("192.0.2.1", 22));
 }
 
 TEST_CASE("an address of a reserved range does not pass to a rule without the range") {

@@ -62,18 +62,6 @@ TEST_CASE("a list is in the kernel as it was given, and equal lists exist once")
   CHECK(set.span[2].ports.last == 8100);
 }
 
-TEST_CASE("a union has the ports of both; with every port it is every port") {
-  Stage stage;
-  const auto web = stage.table.use(ports({"tcp/443"})).value().index();
-  const auto both = stage.table.united(web, ports({"tcp/80"})).value().index();
-  CHECK(both != web);
-  CHECK(stage.at(both).spans == 2);
-  CHECK(stage.at(web).spans == 1);  // others may use it
-  CHECK(stage.table.united(both, ports({"tcp/443"})).value().index() == both);
-  CHECK(stage.table.united(web, {}).value().index() == 0);
-  CHECK(stage.table.united(0, ports({"tcp/443"})).value().index() == 0);
-}
-
 TEST_CASE("too long a list and a full table are refused, and nothing is written") {
   Stage stage(3);
   const auto longest = stage.table.use(many(SLUICE_PORT_SET_SPANS)).value().index();
@@ -81,9 +69,6 @@ TEST_CASE("too long a list and a full table are refused, and nothing is written"
   const auto longer = stage.table.use(many(SLUICE_PORT_SET_SPANS + 1));
   REQUIRE_FALSE(longer);
   CHECK(longer.error().code == E2BIG);
-  const auto united = stage.table.united(longest, ports({"udp/53"}));
-  REQUIRE_FALSE(united);
-  CHECK(united.error().code == E2BIG);
   CHECK(stage.at(2).spans == 0);
   const auto last = stage.table.use(ports({"tcp/443"})).value().index();
   const auto full = stage.table.use(ports({"tcp/80"}));
