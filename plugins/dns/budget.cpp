@@ -185,9 +185,10 @@ AttachmentBudget::Place AttachmentBudget::enter(std::atomic<std::uint32_t>& coun
 }
 
 AttachmentBudget::Place AttachmentBudget::admit(Time now) {
-  Place place = enter(in_flight_, options_->in_flight, Cap::in_flight);
-  if (place && !queries_.take(now)) return Place(refuse(Cap::rate));
-  return place;
+  // The rate first: what is refused for its number is read, answered and reported, so a guest whose
+  // queries all wait would otherwise have the worker do that as fast as it can ask.
+  if (!queries_.take(now)) return Place(refuse(Cap::rate));
+  return enter(in_flight_, options_->in_flight, Cap::in_flight);
 }
 
 AttachmentBudget::Place AttachmentBudget::connect() {

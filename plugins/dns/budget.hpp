@@ -111,7 +111,7 @@ class AttachmentBudget : public std::enable_shared_from_this<AttachmentBudget> {
     Cap cap_ = Cap::none;
   };
 
-  // A query. One that is refused for its number takes nothing from the rate.
+  // A query. One that is refused for its number has taken from the rate: refusing is work too.
   Place admit(sdk::Time now);
   // A TCP connection.
   Place connect();

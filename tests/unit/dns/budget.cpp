@@ -96,19 +96,18 @@ TEST_CASE("a rate of nothing passes nothing") {
   CHECK_FALSE(limit.take(at(5)));
 }
 
-TEST_CASE("a query refused for its number takes nothing from the rate") {
+// The refusal is an answer and a report; only the rate bounds how many of them a guest may cause.
+TEST_CASE("a query refused for its number takes from the rate like any other") {
   Budgets budgets({.in_flight = 1, .rate = 1, .burst = 3});
   const auto budget = budgets.of(kOne);
-  {
-    const auto first = budget->admit(at(0));
-    for (int i = 0; i < 10; ++i) CHECK(budget->admit(at(0)).cap() == Cap::in_flight);
-  }
-  CHECK(budget->admit(at(0)));
-  CHECK(budget->admit(at(0)));
-  CHECK(budget->admit(at(0)).cap() == Cap::rate);
-  CHECK(budget->in_flight() == 0);
-  CHECK(budget->refused(Cap::in_flight) == 10);
-  CHECK(budget->refused(Cap::rate) == 1);
+  const auto first = budget->admit(at(0));
+  CHECK(first);
+  for (int i = 0; i < 2; ++i) CHECK(budget->admit(at(0)).cap() == Cap::in_flight);
+  for (int i = 0; i < 10; ++i) CHECK(budget->admit(at(0)).cap() == Cap::rate);
+  CHECK(budget->admit(at(1)).cap() == Cap::in_flight);
+  CHECK(budget->in_flight() == 1);
+  CHECK(budget->refused(Cap::in_flight) == 3);
+  CHECK(budget->refused(Cap::rate) == 10);
 }
 
 TEST_CASE("connections and questions to upstreams have caps of their own") {
