@@ -5,7 +5,8 @@
 //         queries. The kernel drops what does not come from the server; what comes with another id
 //         or another question (case included) is counted and grants nothing. With the right id and
 //         the wrong question, it is asked again by TCP, where nobody can guess.
-//   TCP   for truncated answers: one persistent pipelined connection per server.
+//   TCP   for truncated answers: one persistent pipelined connection per server, replaced when a
+//         question on it had no answer in time and nothing else came since either.
 //   Failover  in the configured order, past servers that did not answer lately; each of those is
 //         tried again after a pause that grows.
 //
@@ -132,6 +133,7 @@ class Upstream {
     bool connecting = false, wants_write = false;
     std::uint32_t in_flight = 0;
     std::uint64_t generation = 0, last_used = 0;
+    std::uint64_t last_heard = 0;  // when the server last sent anything
     std::vector<std::uint8_t> out, in;
     std::size_t out_at = 0;
   };

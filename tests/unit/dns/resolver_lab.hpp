@@ -83,7 +83,8 @@ inline sockaddr_in loopback(std::uint16_t port = 0) {
 struct Seen {
   Packet packet;
   bool by_tcp = false;
-  std::uint16_t from = 0;  // port
+  std::uint16_t from = 0;      // port, of UDP
+  std::size_t connection = 0;  // which, of TCP: 1 is the first
   [[nodiscard]] std::string name() const {
     return std::string(view(packet).question().name.text().view());
   }
@@ -217,9 +218,11 @@ class ScriptedUpstream {
   void run() {
     struct Connection {
       Fd fd;
-      Packet in;
+      std::size_t number;
+      Packet in{};
     };
     std::vector<Connection> connections;
+    std::size_t accepted_so_far = 0;
     std::array<std::uint8_t, 4096> buffer;
     for (;;) {
       std::vector<pollfd> polled{{stop_read_.get(), POLLIN, 0}, {udp_.get(), POLLIN, 0}};
@@ -238,7 +241,7 @@ class ScriptedUpstream {
             last_peer_ = peer;
           }
           for (const auto& packet :
-               answers({{buffer.data(), buffer.data() + got}, false, ntohs(peer.sin_port)}))
+               answers({{buffer.data(), buffer.data() + got}, false, ntohs(peer.sin_port), 0}))
             ::sendto(udp_.get(), packet.data(), packet.size(), 0,
                      reinterpret_cast<sockaddr*>(&peer), length);
         }
@@ -260,7 +263,7 @@ class ScriptedUpstream {
                              connection.in.begin() + 2 + static_cast<std::ptrdiff_t>(size));
           connection.in.erase(connection.in.begin(),
                               connection.in.begin() + 2 + static_cast<std::ptrdiff_t>(size));
-          for (const auto& packet : answers({query, true, 0})) {
+          for (const auto& packet : answers({query, true, 0, connection.number})) {
             const auto framed = joined({two(static_cast<unsigned>(packet.size())), packet});
             (void)!::send(connection.fd.get(), framed.data(), framed.size(), MSG_NOSIGNAL);
           }
@@ -269,7 +272,7 @@ class ScriptedUpstream {
       std::erase_if(connections, [](const auto& connection) { return !connection.fd; });
       if (polled[2].revents != 0) {
         Fd accepted(::accept4(tcp_.get(), nullptr, nullptr, SOCK_CLOEXEC));
-        if (accepted) connections.push_back({std::move(accepted), {}});
+        if (accepted) connections.push_back({std::move(accepted), ++accepted_so_far});
       }
     }
   }

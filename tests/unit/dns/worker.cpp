@@ -992,6 +992,61 @@ TEST_CASE("a truncated answer whose server takes no TCP fails, and opens nothing
   CHECK(lab.host.learned().empty());
 }
 
+// An upstream whose answers need TCP, and a lab that is quick to ask again.
+struct LargeAnswers {
+  // Whether a question that came by TCP is answered.
+  explicit LargeAnswers(std::function<bool(const Seen&)> answers, std::chrono::milliseconds again)
+      : lab([&](auto& host) { host.configure("upstream_timeout", again); }) {
+    lab.upstream.handle([answers = std::move(answers)](const Seen& seen) {
+      std::vector<Packet> said;
+      if (!seen.by_tcp)
+        said = {reply_to(seen.packet, 0x8380).done()};
+      else if (answers(seen))
+        said = {reply_to(seen.packet).answer(seen.name(), type::a, 300, v4("198.51.100.1")).done()};
+      return said;
+    });
+    lab.attach(1, {allow("*.example")});
+  }
+  // How many questions came by this connection.
+  [[nodiscard]] std::size_t asked_on(std::size_t connection) const {
+    const auto seen = lab.upstream.seen();
+    return static_cast<std::size_t>(
+        std::ranges::count_if(seen, [&](const Seen& one) { return one.connection == connection; }));
+  }
+  Lab lab;
+};
+
+TEST_CASE("an upstream's TCP connection that says nothing is replaced, however much waits on it") {
+  std::atomic<bool> silent{false};
+  LargeAnswers test([&](const Seen& seen) { return seen.connection > 1 || !silent; }, 100ms);
+  SUBCASE("silent from the first") {
+    silent = true;
+    CHECK(Guest(test.lab, 1).ask("www.example", type::a).answers.size() == 1);
+  }
+  SUBCASE("after it has worked, under load") {
+    CHECK(Guest(test.lab, 1).ask("www.example", type::a).answers.size() == 1);
+    silent = true;
+    Guest guest(test.lab, 1);
+    for (int i = 0; i < 20; ++i) guest.send("n" + std::to_string(i) + ".example", type::a);
+    for (int i = 0; i < 20; ++i) CHECK(guest.receive().answers.size() == 1);
+  }
+  CHECK(test.asked_on(1) >= 1);
+  CHECK(test.asked_on(2) >= 1);
+}
+
+TEST_CASE("an upstream's TCP connection on which one name is slow and others are not is kept") {
+  LargeAnswers test([](const Seen& seen) { return seen.name() != "slow.example"; }, 1s);
+  Guest slow(test.lab, 1), guest(test.lab, 1);
+  slow.send("slow.example", type::a);
+  for (int i = 0; !slow.has_answer(); ++i) {
+    CHECK(guest.ask("n" + std::to_string(i) + ".example", type::a).answers.size() == 1);
+    std::this_thread::sleep_for(10ms);
+  }
+  CHECK(slow.receive().rcode == 2);
+  CHECK(test.asked_on(1) >= 2);
+  CHECK(test.asked_on(2) == 0);
+}
+
 TEST_CASE("a client that asks by TCP and reads nothing is cut off, and others are served") {
   Lab lab;
   for (int i = 0; i < 1000; ++i)
