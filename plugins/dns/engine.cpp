@@ -18,6 +18,7 @@ constexpr std::uint64_t kSecond = 1'000'000'000;
 constexpr seconds kNoDecider{1};                 // how long "this wire has none" is believed
 constexpr std::uint64_t kOverdue = kSecond / 2;  // past its deadline, a decision will not come
 constexpr std::size_t kMostHeld = 1024;          // questions, of a worker
+constexpr int kMostHeldOfOne = 16;               // of an attachment: no budget is known yet
 constexpr std::uint64_t kHold = 2 * kSecond;     // then an unknown attachment stays unknown
 constexpr std::size_t kMostDecisions = 4096;     // kept of one attachment
 constexpr std::size_t kMostWaiters = 65'536;     // of a worker
@@ -93,6 +94,7 @@ void Engine::flush() {
 
 void Engine::reconfigure(SettingsPtr settings) {
   settings_ = std::move(settings);
+  reports_.flush();  // they speak of the former servers
   upstream_.reconfigure(settings_->upstream, now_);
 }
 
@@ -189,7 +191,9 @@ bool Engine::is_unsettled(const Tenant& tenant) const {
 }
 
 void Engine::hold(std::uint64_t attachment, const Client& client, Bytes message) {
-  if (held_.size() >= kMostHeld) return around_.outlet.drop(client);
+  if (held_.size() >= kMostHeld ||
+      std::ranges::count(held_, attachment, &Held::attachment) >= kMostHeldOfOne)
+    return around_.outlet.drop(client);
   held_.push_back({.attachment = attachment,
                    .arrived = now_,
                    .client = client,
