@@ -26,6 +26,13 @@ constexpr std::size_t kMostReclaimed = 1024;
 constexpr std::uint64_t kAhead = 2'000'000'000;
 constexpr std::uint64_t kWarnEvery = 60'000'000'000;
 
+// What remembering the names of an answer takes of the share. An owner stands for about 500 bytes,
+// its names among them; a chain of aliases may be 33 KB of text, chosen by whoever serves the zone.
+constexpr std::size_t kNamesOfAnOwner = 512;
+std::size_t charge_of(std::string_view names) {
+  return names.size() / kNamesOfAnOwner;
+}
+
 BootTime not_after(BootTime when, BootTime end) {
   return end.never() ? when : std::min(when, end);
 }
@@ -160,8 +167,18 @@ bool LearnedAddresses::settle(AttachmentId id, Basis basis) {
   return carry_out(*entry, changes, now);
 }
 
+// Names that have nothing open any more are not kept, `but` those that are about to open something.
+void LearnedAddresses::forget_unused(Entry& entry, const LearnedUnder* but) {
+  std::erase_if(entry.under, [&](const auto& known) {
+    const auto& [names, under] = known;
+    if (under.owners != 0 || &under == but) return false;
+    entry.names_charge -= charge_of(names);
+    return true;
+  });
+}
+
 LearnedTable::Changes LearnedAddresses::judge_again(Entry& entry, BootTime now) {
-  std::erase_if(entry.under, [](const auto& under) { return under.second.owners == 0; });
+  forget_unused(entry);
   if (entry.table.empty()) return {};
   const auto& judge = entry.basis.rules->judge();
   for (auto& [names, under] : entry.under) {
@@ -234,7 +251,7 @@ bool LearnedAddresses::forget(Entry& entry, BootTime now) {
         instead.push_back(owner);
       },
       now, after(now, kAhead));
-  std::erase_if(entry.under, [](const auto& under) { return under.second.owners == 0; });
+  forget_unused(entry);
   std::erase_if(entry.decided,
                 [&](const OpeningPtr& opening) { return !in_use.contains(opening.get()); });
   return carry_out(entry, changes, now) || narrowed_before;
@@ -329,7 +346,10 @@ Status LearnedAddresses::learn(const std::string& instance, AttachmentId id, con
   const auto under = judged(*entry, push.names, now);
   if (!under) return std::unexpected(under.error());
   auto status = learn_under(*entry, **under, push.grants, now);
-  if ((*under)->owners == 0) entry->under.erase(entry->under.find((*under)->names));
+  if ((*under)->owners == 0) {
+    entry->names_charge -= charge_of((*under)->names);
+    entry->under.erase(entry->under.find((*under)->names));
+  }
   return status;
 }
 
@@ -352,6 +372,7 @@ Result<LearnedUnder*> LearnedAddresses::judged(Entry& entry,
     return &known->second;
   }
   const auto at = entry.under.emplace(joined, LearnedUnder{}).first;
+  entry.names_charge += charge_of(at->first);
   at->second.names = at->first;
   at->second.ruling = std::move(*ruling);
   return &at->second;
@@ -369,41 +390,44 @@ Status LearnedAddresses::learn_under(Entry& entry, LearnedUnder& under,
     counted += static_cast<std::uint32_t>(one.addresses.size());
     grants.push_back(*grant);
   }
-  if (auto status = make_room(entry, grants, now); !status) return status;
+  if (auto status = make_room(entry, under, grants, now); !status) return status;
   return open(entry, grants, now);
 }
 
-// For the owners that the grants bring, within the attachment's share.
-Status LearnedAddresses::make_room(Entry& entry, std::span<const Grant> grants, BootTime now) {
+// For the owners that the grants bring, within the attachment's share, which the names that they
+// hang on are charged to already.
+Status LearnedAddresses::make_room(Entry& entry, const LearnedUnder& under,
+                                   std::span<const Grant> grants, BootTime now) {
   const std::size_t share = share_.load(std::memory_order_relaxed);
+  const auto used = [&] { return entry.table.owner_count() + entry.names_charge; };
   std::size_t most = 0;
   for (const auto& grant : grants) most += grant.addresses.size();
-  if (entry.table.owner_count() + most <= share) return {};
+  if (used() + most <= share) return {};
   const auto fits = [&] {
     std::size_t more = 0;
     for (const auto& grant : grants) more += entry.table.missing(grant.addresses, grant.owner);
-    return entry.table.owner_count() + more <= share;
+    return used() + more <= share;
   };
   if (fits()) return {};
   if (entry.reclaim_at <= now) {
     entry.reclaim_at = after(now, kReclaimEvery);
-    reclaim(entry, now);
+    reclaim(entry, under, now);
     if (fits()) return {};
   }
   if (entry.warn_at <= now) {
     entry.warn_at = after(now, kWarnEvery);
     spdlog::warn(
-        "{}: names have opened {} addresses, its share (host.max_learned_per_workload), and {} "
-        "would open more; it is refused until some have ended (said once a minute)",
-        entry.name, entry.table.owner_count(),
-        grants.empty() ? std::string_view("an answer") : grants[0].owner.under->names);
+        "{}: names have opened {} addresses, which with the text of long names is its share of {} "
+        "(host.max_learned_per_workload), and {} would open more; it is refused until some have "
+        "ended (said once a minute)",
+        entry.name, entry.table.owner_count(), share, under.names.substr(0, under.names.find(' ')));
   }
-  return fail_with(ENOSPC, "{}: names have opened {} addresses, its share", entry.name,
-                   entry.table.owner_count());
+  return fail_with(ENOSPC, "{}: its share of {} is full: {} addresses, and the names to them",
+                   entry.name, share, entry.table.owner_count());
 }
 
 // Room from what has ended, and from what only live connections might use and none does.
-void LearnedAddresses::reclaim(Entry& entry, BootTime now) {
+void LearnedAddresses::reclaim(Entry& entry, const LearnedUnder& under, BootTime now) {
   const auto changes =
       entry.table.review([](const LearnedOwner& owner, auto,
                             std::vector<LearnedOwner>& instead) { instead.push_back(owner); },
@@ -411,9 +435,9 @@ void LearnedAddresses::reclaim(Entry& entry, BootTime now) {
   // The core loop, which may tell the ends of a connection, hears of it with the next expire().
   entry.narrowed |= carry_out(entry, changes, now);
   const auto idle = map_.unused(entry.scope, entry.table.in_grace(now, kMostReclaimed));
-  if (idle.empty()) return;
-  if (map_.revoke(entry.scope, idle))
+  if (!idle.empty() && map_.revoke(entry.scope, idle))
     for (const auto& address : idle) entry.table.remove(address);
+  forget_unused(entry, &under);
 }
 
 // Under which opening and until when the addresses of a grant may be open, by what is in force.

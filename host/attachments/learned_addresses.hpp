@@ -53,7 +53,8 @@ class LearnedAddresses {
   LearnedAddresses(LearnedMap& map, std::function<BootTime()> clock);
 
   // How many addresses one attachment may have, each counted for every rule and answer that opened
-  // it: the kernel's map is everybody's, and so is the memory here.
+  // it, and every 512 bytes of an answer's names counted as one more: the kernel's map is
+  // everybody's, and so is the memory here.
   void set_share(std::uint32_t most) { share_ = most; }
 
   // ---- [core loop] ----
@@ -102,6 +103,7 @@ class LearnedAddresses {
     LearnedTable table;
     // By the names; of an earlier daemon by a space and the tag. Owners point to them.
     std::unordered_map<std::string, LearnedUnder, NamesHash, std::equal_to<>> under;
+    std::size_t names_charge = 0;  // what the keys of `under` take of the share
     // Of an earlier daemon, until the sources have spoken.
     std::unordered_map<Address, KnownAddress, AddressHash> found;
     bool narrowed = false;         // by a resolver's thread, since expire()
@@ -125,8 +127,10 @@ class LearnedAddresses {
                                              const NameGrant& asked, BootTime now);
   [[nodiscard]] static Status check_explicit(const Entry& entry, const Grant& grant,
                                              std::uint32_t counted, BootTime now);
-  [[nodiscard]] Status make_room(Entry& entry, std::span<const Grant> grants, BootTime now);
-  void reclaim(Entry& entry, BootTime now);
+  [[nodiscard]] Status make_room(Entry& entry, const LearnedUnder& under,
+                                 std::span<const Grant> grants, BootTime now);
+  void reclaim(Entry& entry, const LearnedUnder& under, BootTime now);
+  static void forget_unused(Entry& entry, const LearnedUnder* but = nullptr);
   [[nodiscard]] Status open(Entry& entry, std::span<const Grant> grants, BootTime now);
   [[nodiscard]] static bool alike(const Entry& entry, const Address& address,
                                   std::span<const LearnedOwner> fresh, OwnerSum& sum);

@@ -390,3 +390,70 @@ TEST_CASE("a workload at its share opens nothing more, and takes nothing from an
     CHECK(learn(villain, 1, name(1)) == 0);
   }
 }
+
+TEST_CASE("long chains of names take of the share what they take of memory") {
+  Names stage({allow_name("*.example.org")});
+  const auto rule = stage.rule_of("*.example.org");
+  constexpr std::uint32_t kShare = 100;
+  stage.manager.set_learned_share(kShare);
+  // As a zone that somebody in the workload serves answers: ten aliases of 249 characters.
+  std::vector<std::string> links;
+  for (char c = 'a'; c < 'a' + 10; ++c) {
+    const std::string label(63, c);
+    links.push_back(label + "." + label + "." + label + "." + label.substr(0, 57));
+  }
+  const auto open_long = [&](int number, const std::vector<std::string>& addresses) {
+    const auto first = fmt::format("n{:03}.example.org", number);
+    std::vector<std::string_view> names{first};
+    names.insert(names.end(), links.begin(), links.end());
+    return stage.open(names, rule, addresses);
+  };
+  const auto open_short = [&](int number) {
+    const auto name = fmt::format("s{}.example.org", number);
+    return stage.open({name}, rule, {fmt::format("198.18.0.{}", number)});
+  };
+  const auto address = [](int number) { return fmt::format("192.0.2.{}", number); };
+  // 16 + 10 * 250 bytes: four units, and the owner.
+  constexpr int kFit = kShare / 5;
+  for (int i = 0; i < kFit; ++i) REQUIRE(open_long(i, {address(i)}) == 0);
+  CHECK(open_long(kFit, {address(kFit)}) == ENOSPC);
+  CHECK(open_short(0) == ENOSPC);
+  CHECK(stage.learned(stage.id).size() == kFit);
+  SUBCASE("names that are kept already cost nothing more, and may be opened longer") {
+    CHECK(open_long(0, {address(0)}) == 0);
+  }
+  SUBCASE("what was refused has left nothing") {
+    for (int i = 100; i < 200; ++i) CHECK(open_long(i, {address(i)}) == ENOSPC);
+    REQUIRE(stage.manager.revoke("dns", stage.id, std::vector{mapped(address(3))}));
+    stage.turn();
+    stage.now.nanoseconds += 1'000'000'000;
+    CHECK(open_long(kFit, {address(kFit)}) == 0);
+    CHECK(open_short(0) == ENOSPC);
+  }
+  SUBCASE("what ends gives back what it took, no less and no more") {
+    for (int round = 0; round < 3; ++round) {
+      stage.now.nanoseconds += 2 * kMinute;
+      for (int i = 0; i < static_cast<int>(kShare); ++i) REQUIRE(open_short(i) == 0);
+      CHECK(open_short(kShare) == ENOSPC);
+      stage.now.nanoseconds += 2 * kMinute;
+      if (round == 1) stage.turn();  // the core loop may come first, or not
+      for (int i = 0; i < kFit; ++i) REQUIRE(open_long(i, {address(i)}) == 0);
+      CHECK(open_short(0) == ENOSPC);
+    }
+  }
+  SUBCASE("a rule that goes gives it back") {
+    stage.say({});
+    stage.say({allow_name("*.example.org")});
+    const auto again = stage.rule_of("*.example.org");
+    for (int i = 0; i < static_cast<int>(kShare); ++i)
+      REQUIRE(stage.open({fmt::format("s{}.example.org", i)}, again,
+                         {fmt::format("198.18.0.{}", i)}) == 0);
+  }
+  SUBCASE("one chain to many addresses is kept once") {
+    stage.now.nanoseconds += 2 * kMinute;
+    std::vector<std::string> many;
+    for (int i = 0; i < 96; ++i) many.push_back(address(i));
+    CHECK(open_long(0, many) == 0);
+    CHECK(open_short(0) == ENOSPC);
+  }
+}
