@@ -192,7 +192,7 @@ void DnsPlugin::tell_counters() {
   std::uint64_t queries = 0, unknown = 0, unsent = 0, foreign = 0, timed_out = 0;
   for (const auto& worker : workers_) {
     const auto counters = worker->counters();
-    queries += counters.engine.queries;
+    queries += counters.queries;
     unknown += counters.unknown_askers;
     unsent += counters.unsent;
     foreign += counters.upstream.foreign;
@@ -304,7 +304,7 @@ void DnsPlugin::on_resync() {
 // ---- others who decide and resolve --------------------------------------------------------------
 
 void DnsPlugin::decided(std::uint64_t query_id, const sdk::Decision& decision) {
-  const auto worker = Engine::worker_of(query_id);
+  const auto worker = Decisions::worker_of(query_id);
   if (worker >= workers_.size()) return;
   workers_[worker]->decided(query_id, std::make_shared<const sdk::Decision>(decision));
 }

@@ -178,7 +178,8 @@ std::size_t RuleSet::bytes() const {
   std::size_t sum = sizeof(*this) + groups_.capacity() * sizeof(sdk::Rule) +
                     entries_.capacity() * sizeof(Entry) + patterns_.capacity() + index_.bytes();
   for (const sdk::Rule& group : groups_) sum += heap_of(group);
-  for (const std::string& complaint : complaints_) sum += sizeof(complaint) + complaint.capacity();
+  for (const std::string& complaint : complaints_)
+    sum += sizeof(std::string) + complaint.capacity();
   return sum;
 }
 

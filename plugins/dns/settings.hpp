@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -42,6 +43,7 @@ struct Settings {
   // Throws sdk::Error(EINVAL), naming the option.
   [[nodiscard]] static Settings read(const sdk::Config& config);
 };
+using SettingsPtr = std::shared_ptr<const Settings>;
 
 // "A", "mx", "TYPE257"; 0 for what is none.
 [[nodiscard]] std::uint16_t type_of_text(std::string_view text);

@@ -261,7 +261,7 @@ class Worker::Loop final : private Outlet, private StreamOwner {
   void count_up() {
     counted_at_ = now_;
     const std::lock_guard lock(worker_.counters_mutex_);
-    worker_.counters_ = {.engine = engine_.counters(),
+    worker_.counters_ = {.queries = engine_.queries(),
                          .upstream = engine_.upstream().counters(),
                          .unknown_askers = unknown_,
                          .unsent = unsent_};
@@ -302,8 +302,8 @@ class Worker::Loop final : private Outlet, private StreamOwner {
       } else if (const auto* const removed = std::get_if<Removed>(&letter)) {
         streams_.drop_attachment(removed->attachment);
         engine_.remove_tenant(removed->attachment);
-      } else if (auto* const decided = std::get_if<Decided>(&letter)) {
-        engine_.decided(decided->query_id, std::move(decided->decision));
+      } else if (const auto* const decided = std::get_if<Decided>(&letter)) {
+        engine_.decided(decided->query_id, decided->decision);
       } else if (auto* const settings = std::get_if<SettingsPtr>(&letter)) {
         streams_.reconfigure((*settings)->stream);
         engine_.reconfigure(std::move(*settings));

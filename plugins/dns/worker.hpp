@@ -57,7 +57,7 @@ class Worker {
 
   // [any] As of the end of some recent turn.
   struct Counters {
-    Engine::Counters engine;
+    std::uint64_t queries = 0;
     Upstream::Counters upstream;
     std::uint64_t unknown_askers = 0, unsent = 0;
   };
