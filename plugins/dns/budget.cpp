@@ -72,6 +72,18 @@ bool RateLimit::take(Time now) {
   }
 }
 
+void RateLimit::spend(std::uint64_t count, Time now) {
+  const std::int64_t at = now.time_since_epoch().count(), most = at + 2 * tolerance_;
+  const auto cost =
+      static_cast<std::int64_t>(std::min<std::uint64_t>(count, 1'000'000)) * interval_;
+  std::int64_t full_at = full_at_.load(std::memory_order_relaxed);
+  for (;;) {
+    const std::int64_t from = std::max(full_at, at);
+    const std::int64_t then = std::max(from, std::min(from + cost, most));
+    if (full_at_.compare_exchange_weak(full_at, then, std::memory_order_relaxed)) return;
+  }
+}
+
 // The names counted, each once, oldest first in a ring; a table of places in the ring finds them by
 // hash. 64 bits of a hash whose seed the guest does not know stand for {wildcard, name}: to be
 // counted as one, two names must collide, and nobody can look for such a pair.

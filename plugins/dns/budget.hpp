@@ -62,12 +62,14 @@ struct BudgetOptions {
   std::chrono::seconds window{600};
 };
 
-// A token bucket in one word: the time at which it would be full again (GCRA). Never in debt, so a
-// flood does not lengthen the wait for whoever comes after it.
+// A token bucket in one word: the time at which it would be full again (GCRA). What it refuses puts
+// it in no debt, so a flood does not lengthen the wait for whoever comes after it.
 class RateLimit {
  public:
   RateLimit(std::uint32_t per_second, std::uint32_t burst);
   [[nodiscard]] bool take(sdk::Time now);
+  // For what turned out to be dearer than one: `count` more, in debt by at most the burst.
+  void spend(std::uint64_t count, sdk::Time now);
 
  private:
   std::int64_t interval_, tolerance_;  // ns
@@ -113,6 +115,8 @@ class AttachmentBudget : public std::enable_shared_from_this<AttachmentBudget> {
 
   // A query. One that is refused for its number has taken from the rate: refusing is work too.
   Place admit(sdk::Time now);
+  // An admitted query that made as much work as `queries` more.
+  void spend(std::uint64_t queries, sdk::Time now) { queries_.spend(queries, now); }
   // A TCP connection.
   Place connect();
   // A question to an upstream, retries included. Cap::none: go ahead.

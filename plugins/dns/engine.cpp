@@ -15,6 +15,8 @@ using std::chrono::seconds;
 
 constexpr std::uint64_t kSecond = 1'000'000'000;
 constexpr std::uint64_t kHold = 2 * kSecond;  // then an unknown attachment stays unknown
+// A client asks again after five; what waited for its attachment or for a decision has less left.
+constexpr std::uint64_t kLastWord = 4'800'000'000;
 constexpr std::string_view kTooManyWait = "too many questions wait";
 
 // The message is no use as a question about data.
@@ -122,7 +124,7 @@ void Engine::hold(std::uint64_t attachment, const Client& client, Bytes message)
 void Engine::let_go(std::uint64_t attachment, std::uint64_t until) {
   for (const auto& held : held_.take(attachment, until)) {
     if (tenants_.contains(held.attachment))
-      ask(held.attachment, held.client, held.message);
+      ask(held.attachment, held.client, held.message, held.arrived);
     else
       around_.outlet.drop(held.client);
   }
@@ -131,6 +133,11 @@ void Engine::let_go(std::uint64_t attachment, std::uint64_t until) {
 // ---- a question comes in ------------------------------------------------------------------------
 
 void Engine::ask(std::uint64_t attachment, const Client& client, Bytes message) {
+  ask(attachment, client, message, now_.monotonic);
+}
+
+void Engine::ask(std::uint64_t attachment, const Client& client, Bytes message,
+                 std::uint64_t arrived) {
   ++queries_;
   auto* const tenant = this->tenant(attachment);
   if (tenant == nullptr || is_unsettled(*tenant)) return hold(attachment, client, message);
@@ -142,7 +149,7 @@ void Engine::ask(std::uint64_t attachment, const Client& client, Bytes message) 
 
   const auto query = read_query(message);
   if (!query) return replies_.refuse_message(client, message, query.error());
-  Asked asked{.query = *query, .client = client, .tenant = *tenant, .arrived = now_.monotonic};
+  Asked asked{.query = *query, .client = client, .tenant = *tenant, .arrived = arrived};
   if (tenant->state.budget && !place)
     return replies_.reply(asked, {.verdict = SLUICE_QUERY_LIMITED,
                                   .rcode = Rcode::servfail,
@@ -216,7 +223,10 @@ void Engine::go_on(Asked& asked, const Ruling& ruling, AttachmentBudget::Place p
 }
 
 void Engine::ask_decider(Asked& asked, AttachmentBudget::Place place) {
-  const auto [result, line] = decisions_.ask(asked, settings_->decider_deadline, now_);
+  const auto last = asked.arrived + kLastWord;
+  const auto left = last > now_.monotonic ? last - now_.monotonic : 0;
+  const auto [result, line] =
+      decisions_.ask(asked, std::min<std::uint64_t>(settings_->decider_deadline, left), now_);
   switch (result) {
     case AskResult::no_decider:
       return go_on(asked, ruling_on(asked, false), std::move(place));
@@ -293,8 +303,8 @@ void Engine::ask_upstream(Asked& asked, const Ruling& ruling, const UpstreamQues
     in_flight_.give_back(token);
     return replies_.fail(asked, ede::other, kTooManyWait);
   }
-  if (!upstream_.ask(token, std::span(query).first(size), question.name.size() + 4,
-                     now_.monotonic)) {
+  if (!upstream_.ask(token, std::span(query).first(size), question.name.size() + 4, now_.monotonic,
+                     asked.arrived + kLastWord)) {
     in_flight_.give_back(token);
     return serve(line, [&](Asked& waiting, AttachmentBudget::Place) {
       replies_.fail(waiting, ede::other, says(UpstreamFailure::overloaded));

@@ -86,6 +86,7 @@ class Engine final : private UpstreamOwner {
   void hold(std::uint64_t attachment, const Client& client, Bytes message);
   // Asks again what was held for the attachment (0: for all) since before `until`, monotonic ns.
   void let_go(std::uint64_t attachment, std::uint64_t until);
+  void ask(std::uint64_t attachment, const Client& client, Bytes message, std::uint64_t arrived);
   void drop_unread(Tenant& tenant, const Client& client);
   void report_dropped(std::uint64_t attachment);
 

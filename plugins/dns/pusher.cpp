@@ -9,6 +9,10 @@
 namespace sluice::dns {
 namespace {
 
+// A push names one denied address and is tried again without it. An answer with more of them is a
+// guest's own doing, and each try looks at all that is left.
+constexpr unsigned kMostTries = 16;
+
 void sort_once_each(std::vector<sdk::Address>& addresses) {
   std::ranges::sort(addresses);
   const auto twice = std::ranges::unique(addresses);
@@ -103,7 +107,10 @@ void Pusher::collect_names(const Asked& asked, const CachedAnswer* answer) {
 // One push of all batches; again without what explicit denies forbid, until it is taken or refused
 // whole.
 LearnResult Pusher::learn_batches(std::uint64_t attachment) {
-  for (;;) {
+  looked_at_ = 0;
+  for (unsigned tries = 0;; ++tries) {
+    if (tries == kMostTries)
+      for (auto& batch : batches()) batch.addresses.clear();
     pushed_.clear();
     std::size_t count = 0;
     for (auto& batch : batches()) {
@@ -113,6 +120,7 @@ LearnResult Pusher::learn_batches(std::uint64_t attachment) {
       count += batch.addresses.size();
     }
     if (pushed_.empty()) return {};
+    looked_at_ += count;
     const auto result = host_.learn(attachment, names_, pushed_);
     if (result.error != EACCES || result.address >= count) return result;
     std::size_t at = result.address;

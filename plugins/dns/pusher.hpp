@@ -40,10 +40,13 @@ class Pusher {
   Reserved offer(const Asked& asked, const Ruling& ruling, const sdk::Address& address);
   // Returns when what is granted is in the kernel: 0, or the positive errno of a push that opened
   // nothing. What an explicit deny forbids moves from granted to refused, which is no error, also
-  // where nothing is left. `answer`: null where the name itself has the addresses. Notes how
-  // long it took in `asked`.
+  // where nothing is left. Where denies forbid very many, all of the answer is refused. `answer`:
+  // null where the name itself has the addresses. Notes how long it took in `asked`.
   [[nodiscard]] int push(Asked& asked, const Ruling& ruling, const CachedAnswer* answer,
                          std::chrono::nanoseconds ttl, std::chrono::nanoseconds live_flows);
+
+  // How many addresses the last push looked at, each time that it did.
+  [[nodiscard]] std::size_t looked_at() const { return looked_at_; }
 
   [[nodiscard]] std::span<const sdk::Address> granted() const { return granted_; }
   [[nodiscard]] bool any_refused() const { return !refused_.empty(); }
@@ -65,7 +68,7 @@ class Pusher {
   Published<AddressSet>::Reader own_;
   std::vector<sdk::Address> granted_, refused_;
   std::vector<Batch> batches_;  // more than are in use: their memory is kept
-  std::size_t batch_count_ = 0;
+  std::size_t batch_count_ = 0, looked_at_ = 0;
   std::vector<sdk::Grant> pushed_;
   std::string name_texts_;
   std::vector<std::string_view> names_;

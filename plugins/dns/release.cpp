@@ -11,6 +11,10 @@ namespace {
 using std::chrono::nanoseconds;
 using std::chrono::seconds;
 
+// A question whose push looks at more addresses than this counts for as many questions as it is
+// times this: one that opens 4,000 addresses is as much work as a flood.
+constexpr std::size_t kAddressesPerQuery = 16;
+
 }  // namespace
 
 void Release::release(Asked& asked, const Ruling& ruling, const CachedAnswer& answer) {
@@ -34,8 +38,18 @@ void Release::release(Asked& asked, const Ruling& ruling, const CachedAnswer& an
                                answer);
   }
   if (!must_push) return replies_.give_whole(asked, ruling, answer);
+  // It will come again by TCP, and get the addresses there: opening them twice is work for nothing.
+  if (!replies_.fits(asked, answer.message)) return replies_.give_truncated(asked, ruling);
   // With a short TTL the floor moves on with each answer; a little more at once spares most pushes.
   push_and_give(asked, ruling, answer, stay, sent < floor ? floor / 2 : nanoseconds::zero());
+}
+
+int Release::push(Asked& asked, const Ruling& ruling, const CachedAnswer* answer,
+                  nanoseconds stay) {
+  const int error = pusher_.push(asked, ruling, answer, stay, nanoseconds(settings_->live_flows));
+  if (const auto& budget = asked.tenant.state.budget; budget)
+    budget->spend(pusher_.looked_at() / kAddressesPerQuery, now_.boot);
+  return error;
 }
 
 void Release::push_and_give(Asked& asked, const Ruling& ruling, const CachedAnswer& answer,
@@ -47,8 +61,7 @@ void Release::push_and_give(Asked& asked, const Ruling& ruling, const CachedAnsw
         verdict != Reserved::ordinary)
       why = verdict;
   if (!pusher_.granted().empty()) {
-    const int error =
-        pusher_.push(asked, ruling, &answer, stay + more, nanoseconds(settings_->live_flows));
+    const int error = push(asked, ruling, &answer, stay + more);
     if (error == ESTALE) return replies_.fail(asked, ede::not_ready, "the rules are changing");
     if (error != 0) return replies_.fail(asked, ede::other, "the addresses could not be opened");
   }
@@ -103,8 +116,7 @@ void Release::release_decided(Asked& asked, const Ruling& ruling) {
                               settings_->most_ttl)};
   if (!pusher_.granted().empty()) {
     const auto stay = std::max<nanoseconds>(ttl, nanoseconds(settings_->floor));
-    const int error = pusher_.push(asked, ruling, nullptr, stay + nanoseconds(settings_->grace),
-                                   nanoseconds(settings_->live_flows));
+    const int error = push(asked, ruling, nullptr, stay + nanoseconds(settings_->grace));
     if (error != 0) return replies_.fail(asked, ede::other, "the addresses could not be opened");
   }
   if (pusher_.granted().empty() && pusher_.any_refused())

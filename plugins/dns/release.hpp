@@ -41,6 +41,8 @@ class Release {
   void release_decided(Asked& asked, const Ruling& ruling);
 
  private:
+  [[nodiscard]] int push(Asked& asked, const Ruling& ruling, const CachedAnswer* answer,
+                         std::chrono::nanoseconds stay);
   void push_and_give(Asked& asked, const Ruling& ruling, const CachedAnswer& answer,
                      std::chrono::nanoseconds stay, std::chrono::nanoseconds more);
   void remember(const Asked& asked, const Ruling& ruling, const CachedAnswer& answer,

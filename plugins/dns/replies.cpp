@@ -26,13 +26,27 @@ std::uint16_t limit_of(const Asked& asked) {
 
 }  // namespace
 
+bool Replies::fits(const Asked& asked, Bytes message) const {
+  return message.size() + (asked.query.edns().present ? kOptSize : 0) <= limit_of(asked);
+}
+
+void Replies::give_truncated(Asked& asked, const Ruling& ruling) {
+  const Room room = outlet_.room(asked.client);
+  const std::size_t size = make_truncated_reply(asked.query, room);
+  if (size == 0) return outlet_.drop(asked.client);
+  report_given(asked, ruling, static_cast<std::uint8_t>(Header(room).rcode()), {});
+  outlet_.send(asked.client, size);
+}
+
+// Sending comes last: on a stream it may take the next question in, and what was looked at here is
+// that one's then.
 void Replies::give(Asked& asked, const Ruling& ruling, const CachedAnswer& answer, Bytes message,
                    std::span<const std::uint16_t> ttl_offsets,
                    std::span<const sdk::Address> refused) {
   const auto& edns = asked.query.edns();
   const Room room = outlet_.room(asked.client);
   std::size_t size = message.size() + (edns.present ? kOptSize : 0);
-  if (size > limit_of(asked) || size > room.size()) {
+  if (!fits(asked, message) || size > room.size()) {
     size = make_truncated_reply(asked.query, room);
   } else {
     std::memcpy(room.data(), message.data(), message.size());
@@ -43,14 +57,14 @@ void Replies::give(Asked& asked, const Ruling& ruling, const CachedAnswer& answe
       return fail(asked, ede::other, "the question got lost");
     const bool authentic = Header(written).authentic_data();
     set_client_flags(written, query, authentic && (query.authentic_data() || edns.dnssec_ok));
+    // Never longer than a rule keeps the addresses open.
+    const auto ends = std::min(answer.expires, end_of(asked.tenant, ruling));
     age_ttls(written, ttl_offsets, whole_seconds(now_.boot - answer.stored),
-             whole_seconds(answer.expires - now_.boot));
+             whole_seconds(ends - now_.boot));
     size = message.size();
     if (edns.present) size = append_opt(room, size, {.dnssec_ok = edns.dnssec_ok});
   }
   if (size == 0) return outlet_.drop(asked.client);
-  const auto rcode = Header(room).rcode();
-  outlet_.send(asked.client, size);
 
   std::array<sdk::Address, 16> given;
   std::size_t count = 0;
@@ -58,12 +72,19 @@ void Replies::give(Asked& asked, const Ruling& ruling, const CachedAnswer& answe
     if (count == given.size()) break;
     if (!std::ranges::binary_search(refused, grant.address)) given[count++] = grant.address;
   }
+  report_given(asked, ruling, static_cast<std::uint8_t>(Header(room).rcode()),
+               std::span(given).first(count));
+  outlet_.send(asked.client, size);
+}
+
+void Replies::report_given(const Asked& asked, const Ruling& ruling, std::uint8_t rcode,
+                           std::span<const sdk::Address> addresses) {
   const bool audited = ruling.kind == Ruling::audited;
   report(asked, {.verdict = audited ? SLUICE_QUERY_DENIED : SLUICE_QUERY_ALLOWED,
                  .rcode = static_cast<Rcode>(rcode),
                  .rule = ruling.rule,
                  .reason = ruling.why,
-                 .addresses = std::span(given).first(count),
+                 .addresses = addresses,
                  .flags = static_cast<std::uint8_t>(
                      (audited ? SLUICE_QUERY_AUDITED : 0u) |
                      (ruling.kind == Ruling::decided ? SLUICE_QUERY_DECIDED : 0u))});
@@ -75,12 +96,12 @@ void Replies::give_addresses(Asked& asked, std::span<const sdk::Address> address
   const std::size_t size = make_address_reply(
       asked.query, addresses, ttl, room.first(std::min<std::size_t>(room.size(), limit_of(asked))));
   if (size == 0) return outlet_.drop(asked.client);
-  outlet_.send(asked.client, size);
   report(asked, {.verdict = SLUICE_QUERY_ALLOWED,
                  .rcode = Rcode::noerror,
                  .reason = asked.decision->reason,
                  .addresses = addresses,
                  .flags = SLUICE_QUERY_DECIDED});
+  outlet_.send(asked.client, size);
 }
 
 void Replies::reply(Asked& asked, const Told& told) {
@@ -88,11 +109,11 @@ void Replies::reply(Asked& asked, const Told& told) {
   if (told.extended != SLUICE_NO_EXTENDED_ERROR)
     options.ede = ExtendedError{.code = told.extended, .text = told.reason};
   const std::size_t size = make_reply(asked.query, told.rcode, options, outlet_.room(asked.client));
+  report(asked, told);
   if (size == 0)
     outlet_.drop(asked.client);
   else
     outlet_.send(asked.client, size);
-  report(asked, told);
 }
 
 void Replies::deny(Asked& asked, std::string_view rule, std::string_view why) {

@@ -46,6 +46,10 @@ class Replies {
   void give_whole(Asked& asked, const Ruling& ruling, const CachedAnswer& answer) {
     give(asked, ruling, answer, answer.message, answer.ttl_offsets, {});
   }
+  // Whether the asker takes an answer of that size.
+  [[nodiscard]] bool fits(const Asked& asked, Bytes message) const;
+  // "Ask again by TCP."
+  void give_truncated(Asked& asked, const Ruling& ruling);
   // Addresses that a decision gave. `ttl` in seconds.
   void give_addresses(Asked& asked, std::span<const sdk::Address> addresses, std::uint32_t ttl);
 
@@ -69,6 +73,8 @@ class Replies {
 
  private:
   void report(const Asked& asked, const Told& told);
+  void report_given(const Asked& asked, const Ruling& ruling, std::uint8_t rcode,
+                    std::span<const sdk::Address> addresses);
 
   Outlet& outlet_;
   const Moment& now_;

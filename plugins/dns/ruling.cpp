@@ -53,4 +53,15 @@ std::optional<std::string_view> denied_link(const Tenant& tenant, const CachedAn
   return denied;
 }
 
+sdk::Time end_of(const Tenant& tenant, const Ruling& ruling) {
+  if (ruling.kind != Ruling::rules) return sdk::Time::max();
+  auto last = sdk::Time::min();
+  for (const auto number : ruling.match.rules) {
+    const auto& ends = tenant.state.rules->rule(number).expires;
+    if (!ends) return sdk::Time::max();
+    last = std::max(last, *ends);
+  }
+  return last;
+}
+
 }  // namespace sluice::dns

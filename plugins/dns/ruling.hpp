@@ -48,4 +48,7 @@ struct Ruling {
                                                           const CachedAnswer& answer,
                                                           sdk::Time now);
 
+// When the last of the rules that decided ends; Time::max(): never.
+[[nodiscard]] sdk::Time end_of(const Tenant& tenant, const Ruling& ruling);
+
 }  // namespace sluice::dns

@@ -99,7 +99,7 @@ std::size_t Upstream::enabled_servers() const {
 // ---- one question -------------------------------------------------------------------------------
 
 bool Upstream::ask(std::uint32_t token, std::span<const std::uint8_t> query,
-                   std::size_t question_length, std::uint64_t now) {
+                   std::size_t question_length, std::uint64_t now, std::uint64_t last) {
   if (query.size() > kLargestQuery || query.size() < kHeader + question_length ||
       question_length < 5)
     return false;
@@ -123,7 +123,7 @@ bool Upstream::ask(std::uint32_t token, std::span<const std::uint8_t> query,
   exchange.live = true;
   exchange.by_tcp = exchange.queued = exchange.on_stream = false;
   exchange.generation = ++generation_;
-  exchange.asked_at = now;
+  exchange.ends_at = std::min(now + settings_.deadline, last);
   std::memcpy(exchange.query.data(), query.data(), query.size());
   start_try(index, now);
   return true;
@@ -172,8 +172,8 @@ void Upstream::start_try(std::uint32_t index, std::uint64_t now) {
   exchange.server = server;
   ++exchange.tries;
   exchange.sent_at = now;
-  const std::uint64_t last = exchange.asked_at + settings_.deadline;
-  set_timer(index, std::min(last, now + patience(servers_[server], exchange.tries - 1u)));
+  set_timer(index,
+            std::min(exchange.ends_at, now + patience(servers_[server], exchange.tries - 1u)));
   if (exchange.by_tcp) {
     (void)send_tcp(index, now);
   } else if (!exchange.queued) {
@@ -245,8 +245,7 @@ void Upstream::on_timer(const TimerWheel::Entry& entry, std::uint64_t now) {
     server.stream.connecting = false;  // the server was judged above, once is enough
     drop_stream(index, now);
   }
-  if (now >= at(entry.index).asked_at + settings_.deadline)
-    return fail(entry.index, UpstreamFailure::timed_out);
+  if (now >= at(entry.index).ends_at) return fail(entry.index, UpstreamFailure::timed_out);
   start_try(entry.index, now);
 }
 
@@ -490,7 +489,7 @@ void Upstream::ask_by_tcp(std::uint32_t index, std::uint64_t now) {
     exchange.query[i] = lower(exchange.query[i]);
   exchange.tries = static_cast<std::uint16_t>(exchange.tries + 1);
   exchange.sent_at = now;
-  set_timer(index, std::min(exchange.asked_at + settings_.deadline, now + settings_.first_try));
+  set_timer(index, std::min(exchange.ends_at, now + settings_.first_try));
   (void)send_tcp(index, now);
 }
 

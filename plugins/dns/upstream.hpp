@@ -81,10 +81,11 @@ class Upstream {
   Upstream& operator=(const Upstream&) = delete;
 
   // Asks `query`: one question in wire form (its id is replaced), `question_length` bytes of it the
-  // question after the header. The answer or the failure comes later, never from inside.
+  // question after the header. It ends at the deadline, and at `last` at the latest (monotonic ns).
+  // The answer or the failure comes later, never from inside.
   // False: too much is in flight.
   [[nodiscard]] bool ask(std::uint32_t token, std::span<const std::uint8_t> query,
-                         std::size_t question_length, std::uint64_t now);
+                         std::size_t question_length, std::uint64_t now, std::uint64_t last);
   // Sends what ask() collected. Once a turn of the loop.
   void flush(std::uint64_t now);
 
@@ -119,7 +120,7 @@ class Upstream {
     bool live = false, by_tcp = false, queued = false;
     bool on_stream = false;  // its id is known to the stream of its server
     std::uint64_t generation = 0;
-    std::uint64_t asked_at = 0, sent_at = 0;
+    std::uint64_t ends_at = 0, sent_at = 0;
     std::uint32_t next_free = kNone;
     std::array<std::uint8_t, kLargestQuery> query{};
   };

@@ -304,6 +304,58 @@ TEST_CASE("an explicit deny takes its address out of the answer, and no other") 
   }
 }
 
+TEST_CASE("a name with very many denied addresses opens nothing, for little work") {
+  Lab lab([](auto& host) { host.configure("limit.rate", 100); });
+  for (unsigned i = 0; i < 30; ++i)
+    lab.upstream.add("many.example", type::a, 0, v4(("198.51.100." + std::to_string(i)).c_str()));
+  lab.attach(1, {allow("*.example")});
+  Guest guest(lab, 1);
+  lab.host.refuse("learn", EACCES, "198.51.100.0 is denied",
+                  0);  // and the next first one, for ever
+  const auto reply = guest.ask("many.example", type::a);
+  CHECK(reply.rcode == 0);
+  CHECK(reply.answers.empty());
+  CHECK_FALSE(reply.truncated);
+  CAPTURE(reply.ede_text);
+  CHECK(reply.ede == 17u);
+  CHECK(lab.learned(1).empty());
+  CHECK(lab.host.count_calls("learn") <= 16);
+}
+
+TEST_CASE("what takes no UDP is opened when it comes by TCP") {
+  Lab lab;
+  for (unsigned i = 0; i < 200; ++i)
+    lab.upstream.add("big.example", type::a, 300, v4(("198.51.100." + std::to_string(i)).c_str()));
+  lab.attach(1, {allow("*.example")});
+  lab.host.set_streams({1});
+  Guest guest(lab, 1), stream(lab, 1, true);
+  for (int i = 0; i < 3; ++i) CHECK(guest.ask("big.example", type::a).truncated);
+  CHECK(lab.host.count_calls("learn") == 0);
+  CHECK(stream.ask("big.example", type::a).answers.size() == 200);
+  CHECK(lab.learned(1).size() == 200);
+}
+
+TEST_CASE("an answer says nothing that lasts longer than the rule that allows it") {
+  Lab lab;
+  lab.upstream.add("www.example", type::a, 3600, v4("198.51.100.1"));
+  auto brief = allow("www.example");
+  brief.expires = lab.host.now() + 10s;
+  auto other = brief;
+  SUBCASE("one rule") {}
+  SUBCASE("the last of two") {
+    other.expires = lab.host.now() + 20s;
+  }
+  lab.attach(1, {brief, other});
+  Guest guest(lab, 1);
+  const auto most = other.expires == brief.expires ? 10u : 20u;
+  for (int i = 0; i < 2; ++i) {
+    const auto reply = guest.ask("www.example", type::a);
+    REQUIRE(reply.ttls.size() == 1);
+    CHECK(reply.ttls[0] <= most);
+    CHECK(reply.ttls[0] + 2 >= most);
+  }
+}
+
 TEST_CASE("types: A, AAAA, HTTPS and SVCB by default, the rest by rule") {
   Lab lab([](auto& host) { host.configure("types", std::vector<std::string>{"SRV"}); });
   lab.upstream.add("www.example", type::mx, 300, joined({two(10), wire("mail.example")}));
@@ -882,6 +934,54 @@ TEST_CASE("TCP: pipelined, answered out of order, and to nobody who is not known
     for (int i = 0; i < 500; ++i) guest.send("slow.example", type::a);
     for (int i = 0; i < 500; ++i) CHECK(guest.receive().answers.size() == 1);
   }
+}
+
+// The answer to one frees the place of another, which is answered before the first has returned.
+TEST_CASE("TCP: a question that had to wait does not disturb the report of the one before") {
+  Lab lab;
+  std::mutex held;
+  lab.upstream.add("slow.example", type::a, 300, v4("198.51.100.1"));
+  lab.upstream.add("slow.example", type::a, 300, v4("10.0.0.1"));
+  lab.upstream.add("kept.example", type::a, 300, v4("198.51.100.2"));
+  for (unsigned i = 0; i < 100; ++i)
+    lab.upstream.add("kept.example", type::a, 300, v4(("192.168.0." + std::to_string(i)).c_str()));
+  lab.upstream.handle([&](const Seen& seen) -> std::optional<std::vector<Packet>> {
+    if (seen.name() == "slow.example") const std::lock_guard wait(held);
+    return std::nullopt;
+  });
+  lab.attach(1, {allow("*.example")});
+  lab.host.set_streams({1});
+  Guest guest(lab, 1, true);
+  CHECK(guest.ask("kept.example", type::a).answers.size() == 1);
+  lab.host.forget_reports();
+  held.lock();
+  for (int i = 0; i < 64; ++i) guest.send("slow.example", type::a);
+  guest.send("kept.example", type::a);
+  CHECK_FALSE(guest.has_answer());
+  held.unlock();
+  for (int i = 0; i < 65; ++i) CHECK(guest.receive().answers.size() == 1);
+  REQUIRE(lab.host.wait_until([&] { return lab.host.reports().size() >= 65; }));
+  const auto reports = lab.host.reports();
+  for (const auto& reported : reports) {
+    const auto report = reported.get();
+    CAPTURE(report.name);
+    REQUIRE(report.addresses.size() == 1);
+    CHECK(report.addresses[0].text() ==
+          (report.name == "slow.example" ? "198.51.100.1" : "198.51.100.2"));
+  }
+}
+
+TEST_CASE("what waited for its attachment is answered before its client gives up") {
+  Lab lab([](auto& host) { host.configure("upstream_deadline", 4800ms); });
+  lab.upstream.handle([](const Seen&) { return std::vector<Packet>{}; });  // says nothing
+  lab.host.set_mark(101, {1});
+  Guest guest(lab, 1);
+  guest.send("www.example", type::a);
+  CHECK_FALSE(guest.receive_raw(1500ms));
+  lab.attach(1, {allow("www.example")});
+  const auto reply = guest.receive_raw(3500ms);  // five seconds after the question
+  REQUIRE(reply);
+  CHECK(read_reply(*reply).rcode == 2);
 }
 
 TEST_CASE("several workers, other servers while it runs, and a resync") {
