@@ -2,8 +2,8 @@
 // daemon's. No answer is better than a wrong one, and a moment later there is a right one.
 #pragma once
 
-#include <cstddef>
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 #include <vector>
