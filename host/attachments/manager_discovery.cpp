@@ -25,7 +25,7 @@ void AttachmentManager::warn_unwired(const Attachment& attachment) {
   }
 }
 
-// The resolver is there, but no question of this one comes to it.
+// The resolver is there and serves, but no question of this one comes to it.
 void AttachmentManager::warn_unredirectable(const Attachment& attachment,
                                             const std::string* resolver,
                                             const std::string& domain) {
@@ -48,12 +48,17 @@ void AttachmentManager::warn_unresolved(const Attachment& attachment) {
   const auto& rules = attachment.domains->rules;
   const auto allow = std::ranges::find(rules, Action::allow, &Rule::action);
   if (allow == rules.end() || attachment.wire == closed_wire()) return;
-  const bool resolved = std::ranges::any_of(attachment.wire->sources, [&](const auto& source) {
+  bool resolved = false;
+  // One without sockets pushes what it knows from elsewhere, and waits for no question.
+  const std::string* serving = nullptr;
+  for (const auto& source : attachment.wire->sources) {
     const auto found = instances_.find(source);
-    return found != instances_.end() && found->second.roles.resolver;
-  });
+    if (found == instances_.end() || !found->second.roles.resolver) continue;
+    resolved = true;
+    if (serving == nullptr && found->second.served) serving = &source;
+  }
   if (resolved) {
-    warn_unredirectable(attachment, resolver_of(attachment.wire), allow->domain);
+    warn_unredirectable(attachment, serving, allow->domain);
     return;
   }
   if (!warned_unresolved_.insert(attachment.wire).second) return;

@@ -118,8 +118,15 @@ Status AttachmentManager::serve(const std::string& instance, std::span<const int
     return fail_with(served.error().code, "{}: {}", instance, served.error().message);
   }
   known.roles.resolver = true;
-  known.served |= !sockets.empty();
+  const bool begins = !known.served && !sockets.empty();
+  known.served |= begins;
   redirect_anew();
+  if (!begins) return {};
+  for (const auto& [id, attachment] : attachments_) {
+    if (attachment->wire && attachment->domains &&
+        std::ranges::count(attachment->wire->sources, instance))
+      warn_unresolved(*attachment);
+  }
   return {};
 }
 

@@ -86,6 +86,7 @@ TEST_CASE("names for a target whose questions cannot be taken: said once, with c
   const auto said = [&] { return std::exchange(text, std::ostringstream()).str(); };
   {
     Redirection stage;
+    REQUIRE(stage.manager.serve("dns", std::vector{11}));
     InterfaceTarget outward{.name = "mvtap1", .ifindex = 8, .side = Side::workload_egress};
     InterfaceTarget inside{.name = "eth0", .ifindex = 2, .netns_cookie = 77};
     inside.netns_path = "/run/netns/guest";
@@ -107,6 +108,49 @@ TEST_CASE("names for a target whose questions cannot be taken: said once, with c
     const auto usual = stage.attach(tap("tap1", 7));
     REQUIRE(stage.manager.replace_layer("static", usual, names));
     CHECK(said().empty());
+  }
+  spdlog::set_default_logger(before);
+}
+
+TEST_CASE("only a resolver that serves sockets misses the questions of such a target") {
+  std::ostringstream text;
+  const auto before = spdlog::default_logger();
+  spdlog::set_default_logger(std::make_shared<spdlog::logger>(
+      "test", std::make_shared<spdlog::sinks::ostream_sink_mt>(text)));
+  const auto said = [&] { return std::exchange(text, std::ostringstream()).str(); };
+  {
+    Stage stage(config_of({wire({"static", "feed", "dns"})}));
+    stage.manager.instance("feed", kResolver, InstanceState::starting);  // it only pushes
+    const auto attach_named = [&](const std::string& name, std::uint32_t ifindex) {
+      const auto id = stage.attach(
+          InterfaceTarget{.name = name, .ifindex = ifindex, .side = Side::workload_egress});
+      REQUIRE(stage.manager.replace_layer("static", id, only({allow_name("pypi.org")})));
+    };
+    attach_named("mvtap1", 8);
+    stage.manager.instance("feed", kResolver, InstanceState::running);
+    stage.manager.turn();
+    attach_named("mvtap2", 9);
+    REQUIRE(stage.manager.serve("feed", {}));
+    CHECK(said().empty());
+
+    SUBCASE("one that is on no wire of its does not count") {
+      stage.manager.instance("other", kResolver, InstanceState::running);
+      REQUIRE(stage.manager.serve("other", std::vector{11}));
+      CHECK(said().empty());
+    }
+    SUBCASE("beside one that serves it is said, also of those that were there before") {
+      stage.manager.instance("dns", kResolver, InstanceState::starting);
+      CHECK(said().empty());
+      REQUIRE(stage.manager.serve("dns", std::vector{11}));
+      const auto both = said();
+      for (const char* part : {"mvtap1", "mvtap2", "cannot be taken to dns"})
+        CHECK(both.find(part) != std::string::npos);
+      CHECK(both.find("feed") == std::string::npos);
+      attach_named("mvtap3", 10);
+      CHECK(said().find("mvtap3") != std::string::npos);
+      REQUIRE(stage.manager.serve("dns", std::vector{12}));
+      CHECK(said().empty());
+    }
   }
   spdlog::set_default_logger(before);
 }
