@@ -2,7 +2,7 @@
 /* Reads a packet's facts from an skb, linear or not. */
 #pragma once
 
-#include "kernel.h"
+#include "offload.h"
 
 /*
  * `net`: offset of the network header from skb->data. SLUICE_OK, or the reason to deny.
@@ -10,7 +10,8 @@
  * `can_pull` (a constant): headers that lie in page fragments (a packet ring, a tap frame with a
  * short hdr_len) are made linear first. That is not only for reading: the sender may still write to
  * those pages, and must not change the destination between the verdict and the route. Cgroup
- * programs may not pull; what a host socket sends there has its headers in kernel memory.
+ * programs may not pull; what a host socket sends there has its headers in kernel memory, and its
+ * checksum where the kernel's own stack wants it.
  */
 static __always_inline __u32 sluice_read_packet(struct __sk_buff* skb, __u32 net, __u16 ethertype,
                                                 struct sluice_facts* facts, int can_pull) {
@@ -43,6 +44,9 @@ static __always_inline __u32 sluice_read_packet(struct __sk_buff* skb, __u32 net
       .skb = skb,
       .net = net,
   };
-  return ethertype == SLUICE_ETH_IP4 ? sluice_read_ip4(&view, facts)
-                                     : sluice_read_ip6(&view, facts);
+  __u32 reason =
+      ethertype == SLUICE_ETH_IP4 ? sluice_read_ip4(&view, facts) : sluice_read_ip6(&view, facts);
+  if (can_pull && reason == SLUICE_OK && sluice_is_unfinished(skb))
+    return sluice_check_unfinished(skb, net, facts);
+  return reason;
 }

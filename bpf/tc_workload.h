@@ -102,6 +102,7 @@ static __always_inline __u32 sluice_judge_frame(struct __sk_buff* skb, struct sl
   if (ethertype == SLUICE_ETH_ARP && net) {
     if (!(sluice_word_flags(word) & SLUICE_FLAG_ARP)) return SLUICE_REASON_DENY_HOUSEKEEPING;
     if (skb->len <= net || bpf_skb_pull_data(skb, skb->len)) return SLUICE_REASON_DENY_TRUNCATED;
+    if (sluice_is_unfinished(skb)) return SLUICE_REASON_DENY_MALFORMED;
     struct sluice_view view = {.length = skb->len - net, .skb = skb, .net = net};
     reason = sluice_check_arp(&view);
     return reason == SLUICE_OK ? SLUICE_REASON_ALLOW_HOUSEKEEPING : reason;
@@ -111,7 +112,10 @@ static __always_inline __u32 sluice_judge_frame(struct __sk_buff* skb, struct sl
   /* Without an Ethernet header there is nothing that tells one protocol from IP. */
   if (!net) return SLUICE_REASON_DENY_ETHERTYPE;
   for (int i = 0; i < SLUICE_MAX_EXTRA_ETHERTYPES; i++)
-    if (slot->ethertypes[i] && slot->ethertypes[i] == ethertype) return SLUICE_REASON_ALLOW_RULE;
+    if (slot->ethertypes[i] && slot->ethertypes[i] == ethertype) {
+      reason = sluice_is_unfinished(skb) ? sluice_check_unfinished(skb, net, facts) : SLUICE_OK;
+      return reason == SLUICE_OK ? SLUICE_REASON_ALLOW_RULE : reason;
+    }
   return SLUICE_REASON_DENY_ETHERTYPE;
 }
 

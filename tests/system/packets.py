@@ -1,6 +1,7 @@
 """Whole packets: what sends them, from where a guest or a virtual machine does, and what records them beyond the host."""
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -33,12 +34,27 @@ def raw_udp4(source, destination, source_port, destination_port, payload, ttl=64
                    ttl)
 
 
-class PacketSocket:
-    """Sends whole frames by AF_PACKET from one device."""
+def vnet_header(checksum=None, gso=(0, 0), linear=0):
+    """What a sender leaves to the device (virtio 1.2, 5.1.6): `checksum` is where it begins and where it belongs from there;
+    `gso` is type and size of the segments; `linear` is hdr_len."""
+    return struct.pack("<BBHHHH", 1 if checksum else 0, gso[0], linear, gso[1], *(checksum or (0, 0)))
 
-    def __init__(self, namespace, device):
+
+def finish_checksums(namespace, device):
+    """The device no longer takes packets whose checksum is left to it, so that what is sent can be seen (ETHTOOL_STXCSUM)."""
+    with namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        value = ctypes.create_string_buffer(struct.pack("II", 0x17, 0))
+        fcntl.ioctl(probe, 0x8946, struct.pack("16sP16x", device.encode(), ctypes.addressof(value)))
+
+
+class PacketSocket:
+    """Sends whole frames by AF_PACKET from one device; behind vnet_header() if told so."""
+
+    def __init__(self, namespace, device, vnet_header=False):
         self.socket = namespace.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self.socket.bind((device, 0))
+        if vnet_header:
+            self.socket.setsockopt(263, 15, 1)  # PACKET_VNET_HDR
         self.socket.setsockopt(socket.SOL_SOCKET, 33, 1 << 24)  # SO_RCVBUFFORCE is 33, SO_SNDBUFFORCE 32
         self.socket.setsockopt(socket.SOL_SOCKET, 32, 1 << 24)
 
@@ -117,12 +133,16 @@ class TunDevice:
                 protocol = 0x86DD if packet and packet[0] >> 4 == 6 else 0x0800
             head += struct.pack("!HH", 0, protocol)
         if self.vnet_header:
-            head += struct.pack("<BBHHHH", 0, 0, linear, 0, 0, 0)
+            head += vnet_header(linear=linear)
         try:
-            os.write(self.fd, head + packet)
+            self.write(head + packet)
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EIO):  # the driver itself refuses the shape
                 raise
+
+    def write(self, content):
+        """`content` with all headers that the device wants."""
+        os.write(self.fd, content)
 
     def close(self):
         if self.fd >= 0:

@@ -9,8 +9,8 @@
  * waits up to two seconds send ID HEX                      on a connected socket sendto ID ADDRESS
  * PORT HEX sendmmsg ID PORT HEX ADDRESS...  one call, a message for each address fastopen ID
  * ADDRESS PORT HEX     data in the SYN uring-connect ID ADDRESS PORT | uring-send ID HEX |
- * uring-sendmsg ID ADDRESS PORT HEX frame ID DEVICE HEX              a packet socket recv ID
- * MILLISECONDS | close ID
+ * uring-sendmsg ID ADDRESS PORT HEX frame ID DEVICE HEX              a packet socket vnet-header ID
+ * its frames begin with one from now on recv ID MILLISECONDS | close ID
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -240,6 +240,9 @@ static void obey(char** word, int words) {
         .sll_family = AF_PACKET, .sll_ifindex = (int)if_nametoindex(word[2]), .sll_halen = 6};
     size_t size = from_hex(word[3], data, sizeof(data));
     answer(outcome(sendto(sockets[id], data, size, 0, (struct sockaddr*)&link, sizeof(link))));
+  } else if (strcmp(command, "vnet-header") == 0 && words == 2) {
+    int on = 1;
+    answer(outcome(setsockopt(sockets[id], SOL_PACKET, PACKET_VNET_HDR, &on, sizeof(on))));
   } else if (strcmp(command, "recv") == 0 && words == 3) {
     receive(id, atoi(word[2]));
   } else if (strcmp(command, "close") == 0) {

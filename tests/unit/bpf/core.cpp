@@ -5,6 +5,7 @@
 
 #include <doctest/doctest.h>
 
+#include "checksum.h"
 #include "packet/verdicts/packets.hpp"
 #include "packet/verdicts/verdict_names.hpp"
 
@@ -107,6 +108,41 @@ TEST_CASE("what was parsed is what the packet says") {
   CHECK(facts.transport_offset == 48);
   CHECK(facts.flags == SLUICE_FACT_FRAGMENT);
   CHECK(std::memcmp(facts.source, mapped("2001:db8::2").data(), 16) == 0);
+}
+
+TEST_CASE("a checksum may be filled in at the judged header's own field, or beyond all of it") {
+  struct Transport {
+    std::uint8_t protocol;
+    int size;
+    std::uint32_t field;
+  };
+  for (const Transport& one : {Transport{6, 20, 16},  // TCP
+                               {17, 8, 6},            // UDP
+                               {136, 8, 6},           // UDP-Lite
+                               {33, 12, 6},           // DCCP
+                               {1, 8, 2},             // ICMP
+                               {58, 8, 2},            // ICMPv6
+                               {132, 12, 8},          // SCTP
+                               {47, 0, 0}})           // GRE: its header is not judged
+    for (const int transport : {20, 40, 48}) {
+      sluice_facts facts{};
+      facts.protocol = one.protocol;
+      facts.transport_offset = static_cast<std::uint32_t>(transport);
+      CAPTURE(one.protocol);
+      for (int start = -transport - 14; start < transport + 60; ++start)
+        for (std::uint32_t offset = 0; offset < 60; ++offset) {
+          const bool own = one.size != 0 && start == transport && offset == one.field;
+          const bool beyond = start >= transport + one.size;
+          REQUIRE((sluice_checksum_spares(&facts, start, offset) != 0) == (own || beyond));
+        }
+      // Of a later fragment the headers end where its part of the payload begins.
+      facts.flags = SLUICE_FACT_FRAGMENT | SLUICE_FACT_LATER_FRAGMENT;
+      CHECK(sluice_checksum_spares(&facts, transport, one.field));
+      CHECK(!sluice_checksum_spares(&facts, transport - 1, one.field + 1));
+    }
+  const sluice_facts unread{};  // another EtherType
+  CHECK(sluice_checksum_spares(&unread, 0, 0));
+  CHECK(!sluice_checksum_spares(&unread, -14, 14));
 }
 
 TEST_CASE("TCP's two hours: a flow from outside lives until then, and not longer") {
