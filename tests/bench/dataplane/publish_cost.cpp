@@ -95,7 +95,7 @@ void publish_cost(const Options& options) {
   settle(*plane);
   one_rule(*plane, attachment.slot, 10, 50e3, 1e6, options);
   one_rule(*plane, attachment.slot, 100, 50e3, 1e6, options);
-  one_rule(*plane, attachment.slot, 4000, 0, 0, options);
+  one_rule(*plane, attachment.slot, 4000, 50e3, 1e6, options);
   settle(*plane);
   replace(*plane, attachment.slot, 4000, 3e6, options);
   replace(*plane, attachment.slot, 100000, 50e6, options);
