@@ -1,11 +1,12 @@
 #!/bin/sh
-# Installs every Debian package that building, testing and benchmarking Sluice takes. Says nothing and asks no network when
+# Installs every Debian package that building, testing, benchmarking and fuzzing Sluice takes. Says nothing and asks no network when
 # all are there. Works on Debian 12 and later, Ubuntu 24.04 and later.
 #
 #   tools/install-dependencies.sh          what building and testing take
 #   tools/install-dependencies.sh build    what the daemon, its plugins and the quickstart take
 #   tools/install-dependencies.sh bench    that of the tests, and the peers that only benchmarks run
 #   tools/install-dependencies.sh lint     what formats and reads the code: tools/format.sh and tools/tidy.sh
+#   tools/install-dependencies.sh fuzz     that of the tests, and the compiler that only the fuzzers take
 #
 # Name servers among them are started by the tests, in namespaces of their own: none is left running or enabled on this machine.
 set -eu
@@ -16,13 +17,15 @@ tests="doctest-dev ccache python3-pytest python3-scapy python3-dnspython liburin
   nftables ipset bind9-dnsutils nsd musl-tools"
 bench="unbound dnsdist dnsperf"
 lint="clang-format-14 clang-tidy-19" # other releases break lines elsewhere, and find other things
+fuzz="clang-19 libclang-rt-19-dev"   # some 400 MB; the first clang that can read libstdc++'s <expected>
 
 case "${1:-all}" in
   build) wanted=$build ;;
   all) wanted="$build $tests" ;;
   bench) wanted="$build $tests $bench" ;;
   lint) wanted="$build $lint" ;;
-  *) echo "usage: $0 [build|all|bench|lint]" >&2; exit 2 ;;
+  fuzz) wanted="$build $tests $fuzz" ;;
+  *) echo "usage: $0 [build|all|bench|lint|fuzz]" >&2; exit 2 ;;
 esac
 
 missing=
