@@ -274,7 +274,7 @@ struct Rewording {
   std::string_view title;  // begins so
   std::string_view text;   // said instead of title and comment
 };
-constexpr std::array<Rewording, 12> kRewordings{{
+constexpr std::array<Rewording, 13> kRewordings{{
     {"the next token is not a valid multiline", "string of three quotes is never closed"},
     {"the next token is not a valid string",
      "string is not closed on its line, or has an unknown escape; write \\\\ for a backslash"},
@@ -282,6 +282,9 @@ constexpr std::array<Rewording, 12> kRewordings{{
     {"the next token is not",
      "not a value; text stands in quotes, the rest is a number, true, "
      "false, [a list] or {a table}"},
+    {"bad format: unknown value",
+     "not a value; text stands in straight quotes (\"vm\"), and yes and no are true and false, in "
+     "small letters"},
     {"parse_", "not a number"},
     {"value having invalid format", "not a value in this list; text stands in quotes"},
     {"missing array separator", "the list needs ',' before this, or ']'"},
