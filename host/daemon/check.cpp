@@ -9,7 +9,9 @@
 
 #include <array>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
+#include <map>
 
 #include "daemon/load.hpp"
 
@@ -23,6 +25,7 @@ constexpr std::size_t kMostOutput = std::size_t{1} << 20;
 // The child's report: each line opens with what it is.
 constexpr char kBegins = '>';  // the plugin that is looked at now
 constexpr char kError = '!';
+constexpr char kWarning = '?';
 constexpr char kDone = '.';
 
 class Report {
@@ -46,18 +49,24 @@ class Report {
 };
 
 void look_at_everything(const std::filesystem::path& file, uid_t library_owner, Report report) {
-  auto loaded = load_everything(file, library_owner);
-  if (!loaded) {
-    for (const auto& error : loaded.error()) report.line(kError, error.message());
-    return;
-  }
-  const auto settings = plugin_settings(loaded->config, library_owner);
-  for (auto& plugin : loaded->plugins) {
+  const auto partly = load_what_is_sound(file, library_owner);
+  const auto& errors = partly ? partly->errors : partly.error();
+  for (const auto& error : errors) report.line(kError, error.message());
+  if (!partly) return;
+  // What a plugin finds in its files is told beside what is wrong with others.
+  const auto& [config, plugins] = partly->loaded;
+  const auto settings = plugin_settings(config, library_owner);
+  std::map<std::string, std::string> names;
+  for (const auto& plugin : plugins) {
     report.line(kBegins, plugin.config.instance);
-    PreparedPlugins one;
-    one.push_back(std::move(plugin));
-    for (auto& error : check_plugins(one, settings)) report.line(kError, std::move(error));
+    auto findings = check_plugins({plugin}, settings);
+    for (auto& error : findings.errors) report.line(kError, std::move(error));
+    for (auto& warning : findings.warnings) report.line(kWarning, std::move(warning));
+    names.merge(findings.names);
   }
+  if (!errors.empty()) return;  // half of a configuration leaves many things unwired
+  for (auto& doubt : doubts_of_wires(plugins, names, config))
+    report.line(kWarning, std::move(doubt));
 }
 
 std::vector<std::string> split_lines(const std::string& text) {
@@ -91,18 +100,32 @@ std::string how_it_ended(int status) {
 
 }  // namespace
 
-std::vector<std::string> check_configuration(const std::filesystem::path& file, uid_t library_owner,
-                                             std::chrono::milliseconds patience) {
+int print(const CheckReport& report) {
+  for (const auto& error : report.errors) std::fprintf(stderr, "%s\n", error.c_str());
+  for (const auto& warning : report.warnings)
+    std::fprintf(stderr, "warning: %s\n", warning.c_str());
+  return report.errors.empty() ? 0 : 1;
+}
+
+CheckReport check_configuration(const std::filesystem::path& file, uid_t library_owner,
+                                std::chrono::milliseconds patience) {
+  CheckReport report;
   auto pipe = make_pipe();
-  if (!pipe) return {pipe.error().message};
+  if (!pipe) {
+    report.errors = {pipe.error().message};
+    return report;
+  }
   const auto child = ::fork();
-  if (child < 0) return {fmt::format("cannot fork: {}", std::strerror(errno))};
+  if (child < 0) {
+    report.errors = {fmt::format("cannot fork: {}", std::strerror(errno))};
+    return report;
+  }
   if (child == 0) {
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // a hanging plugin does not outlive whoever asked
     pipe->read.reset();
-    Report report(pipe->write.get());
-    look_at_everything(file, library_owner, report);
-    report.line(kDone, "");
+    Report out(pipe->write.get());
+    look_at_everything(file, library_owner, out);
+    out.line(kDone, "");
     ::_exit(0);  // no destructors: threads of plugins may still be about
   }
   pipe->write.reset();
@@ -125,12 +148,13 @@ std::vector<std::string> check_configuration(const std::filesystem::path& file, 
   while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
   }
 
-  std::vector<std::string> errors;
+  auto& errors = report.errors;
   std::string plugin;
   bool complete = false;
   for (const auto& line : split_lines(text)) {
     if (line.front() == kBegins) plugin = line.substr(1);
     if (line.front() == kError) errors.push_back(line.substr(1));
+    if (line.front() == kWarning) report.warnings.push_back(line.substr(1));
     if (line.front() == kDone) complete = true;
   }
   if (!complete) {
@@ -141,7 +165,7 @@ std::vector<std::string> check_configuration(const std::filesystem::path& file, 
                 : fmt::format("{}: did not finish its check within {} s", culprit,
                               std::chrono::duration_cast<std::chrono::seconds>(patience).count()));
   }
-  return errors;
+  return report;
 }
 
 Result<std::unique_ptr<CheckRun>> CheckRun::start(EventLoop& loop,

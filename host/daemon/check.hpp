@@ -15,10 +15,17 @@
 
 namespace sluice {
 
-// Every error, ready to print; empty: all is well. Forks, so no other thread may be running.
-[[nodiscard]] std::vector<std::string> check_configuration(
+// Lines ready to print. Without errors the daemon can start; warnings are about what is hardly
+// meant.
+struct CheckReport {
+  std::vector<std::string> errors, warnings;
+};
+// Forks, so no other thread may be running.
+[[nodiscard]] CheckReport check_configuration(
     const std::filesystem::path& file, uid_t library_owner,
     std::chrono::milliseconds patience = std::chrono::seconds{30});
+// To stderr, warnings marked as such. The exit status of `--check`.
+int print(const CheckReport& report);
 
 // This program's own `--check FILE` as a child process, watched by the loop. Destroying it kills
 // the child.

@@ -19,6 +19,15 @@ struct LoadedConfig {
 
 [[nodiscard]] PluginHostSettings plugin_settings(const Config& config, uid_t library_owner);
 
+// What could be loaded beside every fault of the rest: for a check that looks further.
+struct PartlyLoaded {
+  LoadedConfig loaded;
+  ConfigErrors errors;
+};
+// Fails only where nothing could be read. Libraries are loaded (and stay loaded).
+[[nodiscard]] std::expected<PartlyLoaded, ConfigErrors> load_what_is_sound(
+    const std::filesystem::path& file, uid_t library_owner);
+
 // Every error, not the first one. Libraries are loaded (and stay loaded); no plugin is created.
 [[nodiscard]] std::expected<LoadedConfig, ConfigErrors> load_everything(
     const std::filesystem::path& file, uid_t library_owner);

@@ -58,9 +58,8 @@ DaemonParts kernel_parts() {
 }
 
 int check(const CommandLine& line) {
-  const auto errors = check_configuration(line.config, 0);
-  print_errors(errors);
-  if (!errors.empty()) return 1;
+  const int status = print(check_configuration(line.config, 0));
+  if (status != 0) return status;
   std::printf("%s: fine\n", line.config.c_str());
   return 0;
 }

@@ -102,11 +102,23 @@ using PreparedPlugins = std::vector<PreparedPlugin>;
                                        const std::vector<WireConfig>& wires,
                                        const std::filesystem::path& file);
 
+// What a look at plugins brought to light; lines are ready to print.
+struct PluginFindings {
+  std::vector<std::string> errors;
+  std::vector<std::string> warnings;         // what the plugins logged as such, or worse
+  std::map<std::string, std::string> names;  // instance -> one of the names that its rules allow
+};
 // `--check`, in a throwaway process: creates each plugin without starting it, lets it look at the
-// files that its options name, destroys it. Ready-to-print lines, empty when all is well. A plugin
-// that hangs or crashes takes the process along: that is what the process is for.
-[[nodiscard]] std::vector<std::string> check_plugins(const PreparedPlugins& plugins,
-                                                     const PluginHostSettings& settings);
+// files that its options name, destroys it. A plugin that hangs or crashes takes the process along:
+// that is what the process is for. One call at a time on a thread.
+[[nodiscard]] PluginFindings check_plugins(const PreparedPlugins& plugins,
+                                           const PluginHostSettings& settings);
+
+// What is no fault and yet hardly meant: plugins that no wire listens to, names that nobody
+// resolves. `names` as in PluginFindings. Ready to print.
+[[nodiscard]] std::vector<std::string> doubts_of_wires(
+    const PreparedPlugins& plugins, const std::map<std::string, std::string>& names,
+    const Config& config);
 
 class PluginHost final : public PluginEvents {
  public:

@@ -143,6 +143,23 @@ bool StaticPlugin::reconfigure(const sdk::Config& config) {
 void StaticPlugin::check(const Report& report) {
   const auto result = PolicyLoader(loader_.sources()).load({}, {}, {.boot = {}, .wall_seconds = 0});
   for (const auto& error : result.errors) report(error.message());
+  for (const auto& warning : result.warnings) log(sdk::LogLevel::warning, warning);
+  if (result.set) show_a_name(*result.set);
+}
+
+// One is enough for the host to know that a resolver is wanted.
+void StaticPlugin::show_a_name(const PolicySet& set) {
+  for (const auto& policy : set.policies)
+    for (const auto& group : policy->groups) {
+      if (group.action != Action::allow || group.domains.empty()) continue;
+      try {
+        replace_layer({}, {.rules = {{.action = sdk::Action::allow,
+                                      .domain = group.domains.front(),
+                                      .name = group.name}}});
+      } catch (const sdk::Error&) {  // an older host
+      }
+      return;
+    }
 }
 
 void StaticPlugin::remember_beginnings() {

@@ -71,6 +71,7 @@ class StaticPlugin : public sdk::Plugin, public sdk::PolicySource {
   void withdraw(sdk::AttachmentId id, Attachment& attachment);
   void speak_for(sdk::AttachmentId id, Attachment& attachment);
   void remember_beginnings();
+  void show_a_name(const PolicySet& set);
 
   [[nodiscard]] Moment moment() const;
 

@@ -190,9 +190,15 @@ LoadResult PolicyLoader::load(const PolicySet& current, const Beginnings& beginn
   for (const auto& glob : sources_.globs) {
     const auto errors_before = result.errors.size();
     const auto found = Expansion(result.touched, result.errors).expand(glob);
-    if (found.empty() && result.errors.size() == errors_before)
-      result.warnings.push_back(
-          glob + ": no file matches; attachments get no policy from here until one appears");
+    if (found.empty() && result.errors.size() == errors_before) {
+      if (is_wild(glob))
+        result.warnings.push_back(
+            glob + ": no file matches; attachments get no policy from here until one appears");
+      else
+        result.errors.push_back({.file = glob,
+                                 .text = "does not exist; check the path, or write a pattern such "
+                                         "as \"policies.d/*.toml\" for files that may come later"});
+    }
     files.insert(files.end(), found.begin(), found.end());
   }
   const auto order = [](const fs::path& a, const fs::path& b) {

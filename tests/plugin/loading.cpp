@@ -179,7 +179,7 @@ TEST_CASE("--check creates a plugin, lets it look, and starts nothing") {
                                                       {"bad", "diligent", "greeting=rude"},
                                                       {"ugly", "throwing_constructor"}}));
   REQUIRE(prepared.has_value());
-  const auto lines = check_plugins(*prepared, stage.settings);
+  const auto lines = check_plugins(*prepared, stage.settings).errors;
   REQUIRE(lines.size() == 2);
   CHECK(lines[0] == "diligent.toml:3:1: that is no greeting");
   CHECK(has(lines[1],

@@ -55,8 +55,8 @@ class Plugin {
   // The options changed. False: restart me. Throw to refuse; what was configured then stays in
   // force.
   virtual bool reconfigure(const Config&) { return false; }
-  // `sluiced --check`, [loader], without start(): look at the files that the options name, and
-  // report each fault as "file:line:column: text".
+  // `sluiced --check`, [loader], without start(): look at the files that the options name, report
+  // each fault as "file:line:column: text", log() doubts as warnings. See check in plugin_abi.h.
   using Report = std::function<void(std::string_view)>;
   virtual void check(const Report&) {}
 

@@ -615,8 +615,8 @@ struct sluice_plugin {
   /* [strand] --reload reached the instance with options that changed. -ENOTSUP or null: the host
    * restarts the instance. */
   int (*reconfigure)(void* self, const struct sluice_config*, char* message, size_t capacity);
-  /* [loader] --check: look at files the options name and report each error as "file:line:column:
-   * text" through `report`. */
+  /* [loader] --check: report each error in files the options name as "file:line:column: text"; log
+     doubts as warnings. A policy source may show rules: replace_layer at attachment 0, not kept. */
   int (*check)(void* self, void (*report)(void* context, struct sluice_string error),
                void* context);
 

@@ -58,6 +58,28 @@ const sluice_plugin& with_patched_services() {
   return table;
 }
 
+// What is said by replace_layer, as --check's host would hear it.
+std::vector<std::string> shown;
+const sluice_plugin& with_shown_layer() {
+  static sluice_plugin table = sdk::detail::PluginTable<StaticPlugin>::value;
+  table.create = [](const sluice_services* services, const sluice_config* config, void** self,
+                    char* message, std::size_t capacity) {
+    static sluice_policy_services mine = *services->policy;
+    mine.replace_layer = [](sluice_host*, sluice_attachment id, const sluice_layer* layer,
+                            sluice_applied*) {
+      for (std::size_t i = 0; i < layer->rule_count; ++i)
+        shown.push_back(std::to_string(id) + ": " +
+                        std::string(layer->rules[i].domain.data, layer->rules[i].domain.length));
+      return 0;
+    };
+    sluice_services all = *services;
+    all.policy = &mine;
+    return sdk::detail::PluginTable<StaticPlugin>::value.create(&all, config, self, message,
+                                                                capacity);
+  };
+  return table;
+}
+
 // A host with the plugin on a folder of its own: policies.d, state.
 struct Stage {
   test::Folder folder;
@@ -519,6 +541,17 @@ TEST_CASE("check reports every fault and starts nothing") {
   fs::remove(stage.folder.path() / "policies.d/a.toml");
   fs::remove(stage.folder.path() / "policies.d/b.toml");
   CHECK(stage.host.check().empty());
+  CHECK(stage.has_said(sdk::LogLevel::warning, "policies.d/*.toml: no file matches"));
+}
+
+TEST_CASE("check shows the host a name that is allowed, so that a missing resolver is found") {
+  Stage stage;
+  stage.write("a.toml", policy("one", "", kTen));
+  stage.write("b.toml", policy("two", "", kOther, "[[policy.allow]]\ndomains = [\"pypi.org\"]\n"));
+  shown = {};
+  stage.host.create(with_shown_layer());
+  CHECK(stage.host.check().empty());
+  CHECK(shown == std::vector<std::string>{"0: pypi.org"});
 }
 
 TEST_CASE("after a resync every attachment is spoken for anew") {

@@ -67,7 +67,7 @@ TEST_CASE("one fault anywhere and there is no set; all faults of all files are n
 TEST_CASE("a glob without files is a warning, a directory that may not be read an error") {
   const test::Folder folder;
   std::filesystem::create_directory(folder.path() / "empty");
-  PolicyLoader loader(resolve({"empty/*.toml", "none/*.toml", "none.toml"}, {}, folder.path()));
+  PolicyLoader loader(resolve({"empty/*.toml", "none/*.toml", "n?ne.toml"}, {}, folder.path()));
   const auto result = loader.load({}, {}, at(5s, 1000));
   CHECK(result.set);
   CHECK(result.errors.empty());
@@ -81,6 +81,22 @@ TEST_CASE("a glob without files is a warning, a directory that may not be read a
   CHECK_FALSE(refused.set);
   REQUIRE(refused.errors.size() == 1);
   CHECK(refused.errors[0].message().find("cannot be listed") != std::string::npos);
+}
+
+TEST_CASE("a path without wildcards that is not there is an error") {
+  const test::Folder folder;
+  folder.write("a.toml", policy_text("one"));
+  PolicyLoader loader(resolve({"a.toml", "agents.toml"}, {}, folder.path()));
+  const auto result = loader.load({}, {}, at(5s, 1000));
+  CHECK_FALSE(result.set);
+  CHECK(result.warnings.empty());
+  REQUIRE(result.errors.size() == 1);
+  CHECK(result.errors[0].message().starts_with((folder.path() / "agents.toml").string() +
+                                               ": does not exist; check the path"));
+  // It is watched for: once it is there, all is well.
+  CHECK(result.touched.contains(folder.path() / "*"));
+  folder.write("agents.toml", policy_text("two"));
+  CHECK(loader.load({}, {}, at(5s, 1000)).set);
 }
 
 TEST_CASE("what does not change keeps its identity and its beginning") {

@@ -17,7 +17,9 @@ class StageSource : public sluice::Plugin, public sluice::PolicySource {
   static constexpr std::array options{
       sluice::Option::integer("allow").defaults_to("1").help("third byte of the network"),
       sluice::Option::string("start").defaults_to("\"fine\"").help("fine, throw"),
-      sluice::Option::string("check").defaults_to("\"fine\"").help("fine, complain, crash, hang"),
+      sluice::Option::string("check")
+          .defaults_to("\"fine\"")
+          .help("fine, complain, doubt, names, crash, hang"),
   };
 
   explicit StageSource(const sluice::Config& config) { take(config); }
@@ -32,6 +34,8 @@ class StageSource : public sluice::Plugin, public sluice::PolicySource {
   }
   void check(const Report& report) override {
     if (check_ == "complain") report("policies.toml:3:7: not a network");
+    if (check_ == "doubt") log(sluice::LogLevel::warning, "policies.d: nothing is there");
+    if (check_ == "names") show();
     if (check_ == "crash") std::raise(SIGKILL);
     while (check_ == "hang") ::pause();
   }
@@ -45,6 +49,11 @@ class StageSource : public sluice::Plugin, public sluice::PolicySource {
     allow_ = config.get<std::uint8_t>("allow");
     start_ = config.get<std::string>("start");
     check_ = config.get<std::string>("check");
+  }
+  void show() {
+    sluice::Layer layer;
+    layer.rules.push_back({.action = sluice::Action::allow, .domain = "pypi.org"});
+    replace_layer({}, layer);
   }
   void speak(sluice::AttachmentId id) {
     sluice::Rule rule{.action = sluice::Action::allow, .name = "stage"};
