@@ -7,49 +7,60 @@ namespace {
 
 constexpr std::uint64_t kWindowEnds = 1;
 
+// All that is wrong with the options, since whoever corrects one wants to know of the others.
+class Faults {
+ public:
+  void add(const std::string& fault) { text_ += (text_.empty() ? "" : "; also ") + fault; }
+  void refuse() const {
+    if (!text_.empty()) throw Error(EINVAL, text_);
+  }
+
+ private:
+  std::string text_;
+};
+
 std::uint64_t integer(const Config& config, const char* option, std::int64_t lowest,
-                      std::int64_t highest) {
+                      std::int64_t highest, Faults& faults) {
   const auto value = config.get<std::int64_t>(option);
-  if (value < lowest || value > highest)
-    throw Error(EINVAL, std::string(option) + ": " + std::to_string(value) + "; it takes " +
-                            std::to_string(lowest) + " to " + std::to_string(highest));
+  if (value < lowest || value > highest) {
+    faults.add(std::string(option) + ": " + std::to_string(value) + "; it takes " +
+               std::to_string(lowest) + " to " + std::to_string(highest));
+    return static_cast<std::uint64_t>(lowest);
+  }
   return static_cast<std::uint64_t>(value);
-}
-
-std::chrono::nanoseconds window_of(const Config& config) {
-  using namespace std::chrono_literals;
-  const auto window = config.get<std::chrono::nanoseconds>("window");
-  if (window < 100ms || window > 10min) throw Error(EINVAL, "window: it takes 100ms to 10m");
-  return window;
-}
-
-std::string queries_of(const Config& config) {
-  auto wanted = config.get<std::string>("queries");
-  if (wanted != "all" && wanted != "refused" && wanted != "none")
-    throw Error(EINVAL, "queries: \"" + clean(wanted, 64) +
-                            "\" is unknown; write \"all\", \"refused\" or \"none\"");
-  return wanted;
-}
-
-std::uint64_t records_of(const Config& config) {
-  const auto rate = integer(config, "rate", 1, 100'000);
-  const auto window = std::chrono::duration<double>(window_of(config)).count();
-  return std::max<std::uint64_t>(1, static_cast<std::uint64_t>(static_cast<double>(rate) * window));
 }
 
 }  // namespace
 
+JournalPlugin::Settings JournalPlugin::settings_of(const Config& config) {
+  using namespace std::chrono_literals;
+  Faults faults;
+  Settings settings;
+  settings.to = config.get<std::string>("to");
+  if (const auto fault = destination_fault(settings.to); !fault.empty()) faults.add(fault);
+  settings.denials = config.get<bool>("denials");
+  settings.queries = config.get<std::string>("queries");
+  if (settings.queries != "all" && settings.queries != "refused" && settings.queries != "none")
+    faults.add("queries: \"" + clean(settings.queries, 64) +
+               "\" is unknown; write \"all\", \"refused\" or \"none\"");
+  settings.window = config.get<std::chrono::nanoseconds>("window");
+  if (settings.window < 100ms || settings.window > 10min)
+    faults.add("window: it takes 100ms to 10m");
+  const auto rate = static_cast<double>(integer(config, "rate", 1, 100'000, faults));
+  const auto seconds = std::chrono::duration<double>(settings.window).count();
+  settings.records_of_window =
+      std::max<std::uint64_t>(1, static_cast<std::uint64_t>(std::max(0.0, rate * seconds)));
+  settings.most_bytes = integer(config, "max_file_kib", 64, 64 << 20, faults) * 1024;
+  settings.distinct = integer(config, "distinct", 1, 8192, faults);
+  faults.refuse();
+  return settings;
+}
+
 JournalPlugin::JournalPlugin(const Config& config)
-    : to_(config.get<std::string>("to")),
-      denials_wanted_(config.get<bool>("denials")),
-      queries_wanted_(queries_of(config)),
-      window_length_(window_of(config)),
-      records_of_window_(records_of(config)),
-      most_bytes_(integer(config, "max_file_kib", 64, 64 << 20) * 1024),
-      window_({.of_workload = integer(config, "distinct", 1, 8192)}) {}
+    : settings_(settings_of(config)), window_({.of_workload = settings_.distinct}) {}
 
 void JournalPlugin::start() {
-  sink_ = open_sink(to_, most_bytes_);
+  sink_ = open_sink(settings_.to, settings_.most_bytes);
 }
 
 void JournalPlugin::stop() {
@@ -77,15 +88,15 @@ WorkloadPtr JournalPlugin::workload(AttachmentId id) const {
 }
 
 void JournalPlugin::denials(std::span<const Denial> denials) {
-  if (!denials_wanted_) return;
+  if (!settings_.denials) return;
   for (const auto& denial : denials) add(Event::of(denial, workload(denial.attachment)));
 }
 
 void JournalPlugin::queries(std::span<const QueryReport> reports) {
-  if (queries_wanted_ == "none") return;
+  if (settings_.queries == "none") return;
   for (const auto& report : reports) {
     const bool passed = report.verdict == QueryVerdict::allowed && !report.audited;
-    if (queries_wanted_ == "all" || !passed) add(Event::of(report, workload(report.attachment)));
+    if (settings_.queries == "all" || !passed) add(Event::of(report, workload(report.attachment)));
   }
 }
 
@@ -93,7 +104,7 @@ void JournalPlugin::queries(std::span<const QueryReport> reports) {
 void JournalPlugin::add(Event event) {
   window_.add(std::move(event));
   if (std::exchange(armed_, true)) return;
-  set_timer(kWindowEnds, window_length_);
+  set_timer(kWindowEnds, settings_.window);
 }
 
 void JournalPlugin::write_window() {
@@ -104,7 +115,7 @@ void JournalPlugin::write_window() {
   for (auto& event : window_.take()) {
     // Reports run ahead of the news of an attachment.
     if (!event.workload && event.attachment) event.workload = workload(event.attachment);
-    if (written < records_of_window_ && sink_->write(record_of(event, clocks))) {
+    if (written < settings_.records_of_window && sink_->write(record_of(event, clocks))) {
       written += 1;
       continue;
     }

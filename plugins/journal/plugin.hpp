@@ -39,7 +39,7 @@ class JournalPlugin final : public Plugin, public Observer {
           .help("a file that would grow beyond is moved to PATH.1"),
   };
 
-  // Throws Error(EINVAL) for options that cannot be meant.
+  // Throws Error(EINVAL) for options that cannot be meant: all of them in one message.
   explicit JournalPlugin(const Config& config);
 
   void start() override;
@@ -52,17 +52,19 @@ class JournalPlugin final : public Plugin, public Observer {
   void queries(std::span<const QueryReport> reports) override;
 
  private:
+  struct Settings {
+    std::string to, queries;
+    bool denials = true;
+    std::chrono::nanoseconds window{};
+    std::uint64_t records_of_window = 0, most_bytes = 0;
+    std::size_t distinct = 0;
+  };
+  [[nodiscard]] static Settings settings_of(const Config& config);
   [[nodiscard]] WorkloadPtr workload(AttachmentId id) const;
   void add(Event event);
   void write_window();
 
-  const std::string to_;
-  const bool denials_wanted_;
-  const std::string queries_wanted_;
-  const std::chrono::nanoseconds window_length_;
-  const std::uint64_t records_of_window_;
-  const std::uint64_t most_bytes_;
-
+  const Settings settings_;
   std::unique_ptr<Sink> sink_;
   Window window_;
   bool armed_ = false;

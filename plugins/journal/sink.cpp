@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <string_view>
 #include <utility>
 
@@ -167,6 +168,18 @@ class Lines final : public Sink {
   bool torn_ = false;
 };
 
+constexpr std::string_view kFile = "file:";
+
+bool names_file(const std::string& to) {
+  return to.starts_with(kFile) && to.size() > kFile.size() && to[kFile.size()] == '/';
+}
+
+std::string no_destination(const std::string& to) {
+  return "to: \"" + clean(to, 128) +
+         "\" is no place for records; write \"journald\", \"stderr\" or "
+         "\"file:/an/absolute/path\"";
+}
+
 }  // namespace
 
 std::unique_ptr<Sink> to_journald(const std::string& socket_path) {
@@ -182,12 +195,21 @@ std::unique_ptr<Sink> to_descriptor(int fd) {
 std::unique_ptr<Sink> open_sink(const std::string& to, std::uint64_t most_bytes) {
   if (to == "journald") return to_journald();
   if (to == "stderr") return to_descriptor(STDERR_FILENO);
-  constexpr std::string_view kFile = "file:";
-  if (to.starts_with(kFile) && to.size() > kFile.size() && to[kFile.size()] == '/')
-    return to_file(to.substr(kFile.size()), most_bytes);
-  throw Error(EINVAL, "to: \"" + clean(to, 128) +
-                          "\" is no place for records; write \"journald\", \"stderr\" or "
-                          "\"file:/an/absolute/path\"");
+  if (names_file(to)) return to_file(to.substr(kFile.size()), most_bytes);
+  throw Error(EINVAL, no_destination(to));
+}
+
+std::string destination_fault(const std::string& to) {
+  if (to == "journald" || to == "stderr") return {};
+  if (!names_file(to)) return no_destination(to);
+  const auto folder = std::filesystem::path(to.substr(kFile.size())).parent_path();
+  std::error_code error;
+  if (std::filesystem::is_directory(folder, error)) return {};
+  // Not what this user may not see: the daemon may.
+  if (error && error.value() != ENOENT && error.value() != ENOTDIR && error.value() != ELOOP)
+    return {};
+  return "to: there is no folder " + clean(folder.string(), 256) +
+         "; make it (the shipped unit makes /var/log/sluice when it starts)";
 }
 
 }  // namespace sluice::journal

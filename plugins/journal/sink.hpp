@@ -34,6 +34,10 @@ class Sink {
 // Lines of JSON to a descriptor that stays the caller's.
 [[nodiscard]] std::unique_ptr<Sink> to_descriptor(int fd);
 
+// What is wrong with a destination, as far as can be told without opening it: its form, and that a
+// file's folder is there. Empty: nothing.
+[[nodiscard]] std::string destination_fault(const std::string& to);
+
 // "journald", "stderr", "file:/path". Throws Error(EINVAL) for another; an Error with the cause
 // where it cannot be opened.
 [[nodiscard]] std::unique_ptr<Sink> open_sink(const std::string& to, std::uint64_t most_bytes);

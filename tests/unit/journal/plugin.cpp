@@ -195,8 +195,43 @@ TEST_CASE("options that cannot be meant are refused") {
     host.configure_toml(row.option, row.toml);
     CHECK_THROWS_AS(host.create<JournalPlugin>(), Error);
   }
+}
+
+TEST_CASE("a place where no record can go is found before anything starts") {
+  for (const auto& [to, says] :
+       {std::pair{"nowhere", "is no place for records"},
+        std::pair{"file:relative.json", "is no place for records"},
+        std::pair{"file:/nonexistent/sluice/events.json",
+                  "there is no folder /nonexistent/sluice; make it"},
+        std::pair{"file:/dev/null/events.json", "there is no folder /dev/null; make it"}}) {
+    CAPTURE(to);
+    FakeHost host;
+    host.configure("to", to);
+    std::string message;
+    try {
+      host.create<JournalPlugin>();
+    } catch (const Error& error) {
+      message = error.message();
+    }
+    CHECK(has(message, says));
+  }
+}
+
+TEST_CASE("everything that is wrong with the options is told at once") {
   FakeHost host;
   host.configure("to", "nowhere");
-  host.create<JournalPlugin>();
-  CHECK_THROWS_AS(host.start(), Error);
+  host.configure("queries", "some");
+  host.configure("rate", 0);
+  host.configure("window", 1h);
+  std::string message;
+  try {
+    host.create<JournalPlugin>();
+  } catch (const Error& error) {
+    message = error.message();
+  }
+  CHECK(message ==
+        "to: \"nowhere\" is no place for records; write \"journald\", \"stderr\" or "
+        "\"file:/an/absolute/path\"; also queries: \"some\" is unknown; write \"all\", \"refused\" "
+        "or "
+        "\"none\"; also window: it takes 100ms to 10m; also rate: 0; it takes 1 to 100000");
 }
