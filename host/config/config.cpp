@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/install_paths.hpp"
 #include "config/table_reader.hpp"
 #include "config/toml_document.hpp"
 
@@ -31,6 +32,7 @@ class Reader {
  public:
   Reader(const fs::path& file, ErrorList& errors) : errors_(errors) {
     config_.file = file;
+    config_.host.plugin_path = {kInstalledPlugins};
     std::error_code error;
     directory_ = fs::absolute(file, error).parent_path();
     for (const auto prefix : kDefaultFloor)

@@ -23,7 +23,7 @@
 namespace sluice {
 
 struct HostConfig {
-  std::vector<std::filesystem::path> plugin_path{"/usr/lib/sluice/plugins"};
+  std::vector<std::filesystem::path> plugin_path{"/usr/lib/sluice/plugins"};  // read: as installed
   std::filesystem::path state_dir{"/var/lib/sluice"};
   std::filesystem::path bpffs{"/sys/fs/bpf/sluice"};
   std::string log_level = "info";     // trace, debug, info, warning, error

@@ -1,22 +1,26 @@
 #include "daemon/command_line.hpp"
 
 #include <getopt.h>
+#include <spdlog/fmt/fmt.h>
 
 #include <cstddef>
 
 namespace sluice {
 
-const char* const kUsage =
-    "Usage: sluiced [--config FILE]     filter, until told to stop\n"
-    "       sluiced --check FILE        load everything, print every error, change nothing\n"
-    "       sluiced --detach-all [--config FILE]\n"
-    "                                   remove every filter and the pinned tree (uninstall)\n"
-    "       sluiced --version | --help\n"
-    "\n"
-    "FILE is /etc/sluice/sluice.toml unless given. SIGHUP reloads it; SIGTERM and SIGINT stop the\n"
-    "daemon and leave its filters in force.\n"
-    "\n"
-    "Exit status: 0 fine, 1 an error (each is printed), 2 wrong usage.\n";
+std::string usage() {
+  return fmt::format(
+      "Usage: sluiced [--config FILE]     filter, until told to stop\n"
+      "       sluiced --check FILE        load everything, print every error, change nothing\n"
+      "       sluiced --detach-all [--config FILE]\n"
+      "                                   remove every filter and the pinned tree (uninstall)\n"
+      "       sluiced --version | --help\n"
+      "\n"
+      "FILE is {} unless given. SIGHUP reloads it; SIGTERM and SIGINT stop the\n"
+      "daemon and leave its filters in force.\n"
+      "\n"
+      "Exit status: 0 fine, 1 an error (each is printed), 2 wrong usage.\n",
+      kInstalledConfig);
+}
 
 std::expected<CommandLine, std::string> parse_command_line(int argc, char* const argv[]) {
   enum Option { kConfig = 1, kCheck, kDetachAll, kVersion, kHelp };

@@ -4,15 +4,17 @@
 #include <expected>
 #include <string>
 
+#include "base/install_paths.hpp"
+
 namespace sluice {
 
 struct CommandLine {
   enum class Action { run, check, detach_all, version, help };
   Action action = Action::help;
-  std::string config = "/etc/sluice/sluice.toml";
+  std::string config = kInstalledConfig;
 };
 
-extern const char* const kUsage;
+[[nodiscard]] std::string usage();
 
 // The error is one line for stderr.
 [[nodiscard]] std::expected<CommandLine, std::string> parse_command_line(int argc,

@@ -134,7 +134,7 @@ int main(int argc, char* argv[]) {
   using namespace sluice;
   const auto line = parse_command_line(argc, argv);
   if (!line) {
-    std::fprintf(stderr, "sluiced: %s\n%s", line.error().c_str(), kUsage);
+    std::fprintf(stderr, "sluiced: %s\n%s", line.error().c_str(), usage().c_str());
     return 2;
   }
   switch (line->action) {
@@ -150,6 +150,6 @@ int main(int argc, char* argv[]) {
     case CommandLine::Action::help:
       break;
   }
-  std::fputs(kUsage, stdout);
+  std::fputs(usage().c_str(), stdout);
   return 0;
 }

@@ -12,10 +12,6 @@
 #include "static/path_watch.hpp"
 #include "static/policy_set.hpp"
 
-#ifndef SLUICE_PRESETS_DIRECTORY
-#define SLUICE_PRESETS_DIRECTORY "/usr/share/sluice/presets"
-#endif
-
 namespace sluice::static_policy {
 
 class StaticPlugin : public sdk::Plugin, public sdk::PolicySource {

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "base/install_paths.hpp"
 #include "config/config.hpp"
 #include "config/toml_document.hpp"
 #include "unit/config/folder.hpp"
@@ -146,7 +147,7 @@ vlans = [7, 4094]
 TEST_CASE("what is not written has the default, the metadata floor included") {
   const Loaded loaded("[guard]\n");
   REQUIRE(loaded.config);
-  CHECK(loaded.config->host == HostConfig{});
+  CHECK(loaded.config->host == HostConfig{.plugin_path = {kInstalledPlugins}});
   std::vector<std::string> floor;
   for (const auto& prefix : loaded.config->floor.deny) floor.push_back(prefix.text());
   CHECK(floor == std::vector<std::string>{"169.254.169.254/32", "fd00:ec2::254/128",

@@ -28,16 +28,16 @@ TEST_CASE("what the command line asks for") {
     const char* config;
   };
   const Row rows[] = {
-      {{}, Action::run, "/etc/sluice/sluice.toml"},
+      {{}, Action::run, kInstalledConfig},
       {{"--config", "a.toml"}, Action::run, "a.toml"},
       {{"--config=a.toml"}, Action::run, "a.toml"},
       {{"-c", "a.toml"}, Action::run, "a.toml"},
       {{"--check", "a.toml"}, Action::check, "a.toml"},
-      {{"--detach-all"}, Action::detach_all, "/etc/sluice/sluice.toml"},
+      {{"--detach-all"}, Action::detach_all, kInstalledConfig},
       {{"--detach-all", "--config", "a.toml"}, Action::detach_all, "a.toml"},
       {{"--config", "a.toml", "--detach-all"}, Action::detach_all, "a.toml"},
-      {{"--version"}, Action::version, "/etc/sluice/sluice.toml"},
-      {{"--help"}, Action::help, "/etc/sluice/sluice.toml"},
+      {{"--version"}, Action::version, kInstalledConfig},
+      {{"--help"}, Action::help, kInstalledConfig},
   };
   for (const auto& row : rows) {
     const auto line = parse(row.words);
