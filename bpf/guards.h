@@ -28,6 +28,32 @@ static __always_inline void sluice_report_guard(__u32 reason, __u32 length, __u3
   sluice_report_denial(line, 0, 0, &context);
 }
 
+/*
+ * Was this judged by the cgroup's egress hook, in another shape? Each packet of an IP socket was,
+ * as the socket sent it; then a tunnel of the host may have put it into a packet of its own, which
+ * keeps the socket, or IP may have cut it into fragments. Neither is for the workload's policy.
+ *
+ * Only the family proves it. A packet socket's frame meets no such hook, also when it was sent by
+ * the tunnel's device, where skb->encapsulation is set just the same; and ICMP in a tunnel has it
+ * cleared. Of the IP protocols those count whose sockets always send through their own hook: SCTP
+ * in UDP does not (it sends by a socket of the kernel's), and a raw socket of protocol 255 may look
+ * like anything. A packet that looks like the socket's own is judged here once more.
+ */
+static __always_inline int sluice_was_judged_inside(struct __sk_buff* skb,
+                                                    const struct sluice_facts* facts) {
+  struct bpf_sock* sk = skb->sk;
+  if (!sk || (sk->family != 2 /* AF_INET */ && sk->family != 10 /* AF_INET6 */)) return 0;
+  __u32 port = sk->src_port, protocol = SLUICE_IPPROTO_TCP; /* of a connection that opens or ends */
+  struct bpf_sock* full = bpf_sk_fullsock(sk);
+  if (full) protocol = full->protocol;
+  if (protocol != SLUICE_IPPROTO_TCP && protocol != SLUICE_IPPROTO_UDP &&
+      protocol != SLUICE_IPPROTO_UDPLITE && protocol != SLUICE_IPPROTO_ICMP &&
+      protocol != SLUICE_IPPROTO_ICMPV6)
+    return 0;
+  if (facts->flags & SLUICE_FACT_LATER_FRAGMENT || facts->protocol != protocol) return 1;
+  return facts->flags & SLUICE_FACT_PORTS && facts->source_port != port;
+}
+
 /* Judges a packet met at an uplink by the policy of one attached cgroup. Returns 1 to pass. */
 __noinline int sluice_judge_at_uplink(struct __sk_buff* skb, __u32 index, __u32 is_ethernet) {
   __u32 net = is_ethernet ? 14 : 0;
@@ -43,6 +69,7 @@ __noinline int sluice_judge_at_uplink(struct __sk_buff* skb, __u32 index, __u32 
   /* A query does not come this way. */
   if (reason == SLUICE_REASON_ALLOW_DNS) reason = SLUICE_REASON_DENY_DNS_UNSERVED;
   if (sluice_allows(reason)) return 1; /* counted where the socket's own hooks saw it */
+  if (sluice_was_judged_inside(skb, &facts)) return 1;
   return sluice_conclude(slot, index, word, &facts, reason, skb->len, skb->ifindex);
 }
 

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from lab import ALLOWED4, ALLOWED6, DENIED4, DENIED6, HOLE4, HOLE6, PORTED4, Lab
+from lab import ALLOWED4, ALLOWED6, DENIED4, DENIED6, HOLE4, HOLE6, PORTED4, PORTED6, Lab
 from machine import eventually
 from packets import raw_udp4
 from workloads import Inhabitant
@@ -372,3 +372,78 @@ def test_a_socket_opened_inside_goes_on_after_a_move_between_children(place, wor
             assert inhabitant.do("send", 0, "00ff") == "ok 2"
             assert inhabitant.do("recv", 0, 5000) == "ok 00ff"
     child.remove()
+
+
+# ---- what becomes of a packet behind the cgroup's hooks -----------------------------------------------------------------------
+
+OVERLAY4, OVERLAY6 = "198.51.100.77", "2001:db8:a::77"  # allowed, and reached through a tunnel of the host's
+FAR_MAC = bytes.fromhex("020000000008")
+TUNNELS = {"by-4": "local 198.19.0.1 remote 198.19.0.2", "by-6": "local 2001:db8:ffff::1 remote 2001:db8:ffff::2"}
+
+
+@pytest.fixture(params=TUNNELS)
+def tunnel(request, place, workload):
+    place.host.batch(f"""
+        link add ovl address 02:00:00:00:00:07 type vxlan id 5 dstport 4789 {TUNNELS[request.param]}
+        link set ovl mtu 1400
+        link set ovl up
+        route add {OVERLAY4}/32 dev ovl src {SOURCE4}
+        route add {OVERLAY6}/128 dev ovl src {SOURCE6}
+        route add {HOLE4}/32 dev ovl src {SOURCE4}
+        neigh add {OVERLAY4} lladdr 02:00:00:00:00:08 dev ovl
+        neigh add {OVERLAY6} lladdr 02:00:00:00:00:08 dev ovl
+        neigh add {HOLE4} lladdr 02:00:00:00:00:08 dev ovl
+        """)
+    yield workload
+    place.host.ip("link", "delete", "ovl")
+
+
+@pytest.mark.parametrize("kind,family", [("udp", 4), ("udp", 6), ("udplite", 4), ("ping", 4), ("ping", 6)])
+def test_what_policy_allows_passes_a_tunnel_of_the_host(place, tunnel, kind, family):
+    """The tunnel's own packet, to an address that policy does not name, keeps the workload's socket."""
+    for cgroup in (place.outside, tunnel):
+        with Inhabitant(place.host, cgroup) as inhabitant:
+            assert inhabitant.do("socket", 0, kind, family) == "ok 0"
+            head = ("" if kind != "ping" else "0800000000010001" if family == 4 else "8000000000010001")
+            address = OVERLAY6 if family == 6 else OVERLAY4
+            arrived, answer = place.arrives(lambda mark: inhabitant.do("sendto", 0, address, 9999, head + mark))
+            assert arrived, answer
+
+
+def test_a_connection_passes_a_tunnel_of_the_host(place, tunnel):
+    """Its first segment: the far end of the tunnel answers nothing."""
+    with Inhabitant(place.host, tunnel) as inhabitant:
+        assert inhabitant.do("socket", 0, "tcp", 4) == "ok 0"
+        start = len(place.sniffer.frames)
+        inhabitant.do("connect", 0, OVERLAY4, 443)
+        place.flush_host()
+        inner = socket.inet_aton(SOURCE4) + socket.inet_aton(OVERLAY4)
+        assert any(inner in bytes(frame)[54:] for frame in place.sniffer.frames[start:])
+
+
+def test_what_policy_denies_does_not_pass_a_tunnel_of_the_host(place, tunnel):
+    for cgroup, expected in ((place.outside, True), (tunnel, False)):
+        with Inhabitant(place.host, cgroup) as inhabitant:
+            assert inhabitant.do("socket", 0, "udp", 4) == "ok 0"
+            assert place.arrives(lambda mark: inhabitant.do("sendto", 0, HOLE4, 9999, mark))[0] == expected
+        # No hook sees what a packet socket sends by the tunnel's device, to whatever address.
+        for address in (OVERLAY4, OVERLAY6, HOLE4):
+            with Inhabitant(place.host, cgroup) as inhabitant:
+                assert inhabitant.do("socket", 0, "packet", 4) == "ok 0"
+                frame = place.udp_frame(0, address, tail=0, source=SOURCE6 if ":" in address else SOURCE4, destination_mac=FAR_MAC)
+                at = frame.index(place.marker(0))
+                arrived, answer = place.arrives(lambda mark: inhabitant.do("frame", 0, "ovl", (
+                    frame[:at] + bytes.fromhex(mark)[:4]).hex()))
+                assert arrived == expected, (address, answer)
+
+
+@pytest.mark.parametrize("address", [PORTED4, PORTED6])
+def test_all_fragments_of_an_allowed_datagram_leave(place, workload, address):
+    """The hook has seen it whole, with its ports; later fragments have none."""
+    for cgroup in (place.outside, workload):
+        with Inhabitant(place.host, cgroup) as inhabitant:
+            assert inhabitant.do("socket", 0, "udp", 6 if ":" in address else 4) == "ok 0"
+            marker, start = place.marker(next(place.numbers)), len(place.sniffer.frames)
+            assert inhabitant.do("sendto", 0, address, 8050, (marker * 500).hex()) == "ok 2000"
+            place.flush_host()
+            assert sum(marker in frame for frame in place.sniffer.frames[start:]) == 2
