@@ -139,7 +139,7 @@ int sluice_cgroup_egress(struct __sk_buff* skb) {
     return SLUICE_CGROUP_DENY;
   }
   __u64 word = *(volatile __u64*)&slot->word;
-  struct sluice_facts facts = {};
+  struct sluice_facts facts = {.ifindex = skb->ifindex};
   __u32 reason;
   if (sluice_word_mode(word) == SLUICE_MODE_DISABLED) {
     reason = SLUICE_REASON_ALLOW_DISABLED;
@@ -157,6 +157,16 @@ int sluice_cgroup_egress(struct __sk_buff* skb) {
   return SLUICE_CGROUP_ALLOW;
 }
 
+/*
+ * May what is received here have come from outside, so that it opens a flow? Only in the daemon's
+ * own namespace: a process may make a namespace of its own, be anybody in it and send to itself as
+ * anybody. And only what was sent to this host alone: a multicast packet that the host sends itself
+ * comes back by the device it left by. Which device it was is noted; see sluice_judge_reply().
+ */
+static __always_inline int sluice_may_be_from_outside(struct __sk_buff* skb) {
+  return skb->pkt_type == 0 /* PACKET_HOST */ && sluice_is_own_netns(sluice_netns_cookie_at(skb));
+}
+
 SEC("cgroup_skb/ingress")
 int sluice_cgroup_ingress(struct __sk_buff* skb) {
   struct sluice_slot* slot = 0;
@@ -164,10 +174,11 @@ int sluice_cgroup_ingress(struct __sk_buff* skb) {
   __u32 index = sluice_find_cgroup_slot(&slot);
   if (!index || !slot || !(sluice_word_flags(slot->word) & SLUICE_FLAG_REPLIES))
     return SLUICE_CGROUP_ALLOW;
-  struct sluice_facts facts = {};
+  if (!sluice_may_be_from_outside(skb)) return SLUICE_CGROUP_ALLOW;
+  struct sluice_facts facts = {.ifindex = skb->ifindex};
   if (sluice_read_packet(skb, 0, bpf_ntohs((__u16)skb->protocol), &facts, 0) != SLUICE_OK)
     return SLUICE_CGROUP_ALLOW;
   if (sluice_is_answer(slot->word, &facts)) return SLUICE_CGROUP_ALLOW;
-  if (sluice_opens_flow(slot, &facts, &key)) sluice_note_inbound_flow(slot, &key);
+  if (sluice_opens_flow(slot, &facts, &key)) sluice_note_inbound_flow(slot, &key, facts.ifindex);
   return SLUICE_CGROUP_ALLOW;
 }

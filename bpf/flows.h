@@ -8,8 +8,10 @@
 #include "kernel.h"
 
 static __always_inline void sluice_note_inbound_flow(struct sluice_slot* slot,
-                                                     const struct sluice_flow_key* key) {
-  struct sluice_flow fresh = {.last_seen = sluice_now(), .origin = SLUICE_FLOW_INBOUND};
+                                                     const struct sluice_flow_key* key,
+                                                     __u32 ifindex) {
+  struct sluice_flow fresh = {
+      .last_seen = sluice_now(), .origin = SLUICE_FLOW_INBOUND, .ifindex = ifindex};
   __u32 bit = sluice_inbound_bit(key->protocol, key->workload_port_be);
   __u64* bits = &slot->inbound[bit / 64 & (SLUICE_INBOUND_BITS / 64 - 1)];
   __u64 mask = 1ull << (bit & 63);
@@ -96,6 +98,8 @@ static __always_inline int sluice_opens_flow(const struct sluice_slot* slot,
   if (facts->protocol == SLUICE_IPPROTO_TCP) return 1;
   struct sluice_flow* flow = sluice_flow_at(key);
   if (!flow) return 1;
+  if (flow->origin == SLUICE_FLOW_INBOUND && flow->ifindex != facts->ifindex)
+    return 1; /* by another way than before */
   __u64 last = flow->last_seen;
   if (sluice_now_roughly() <= last + SLUICE_FRESH) return 0;
   __u64 now = sluice_now();

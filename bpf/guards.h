@@ -12,6 +12,9 @@
 #define SLUICE_CGROUP_LEVELS \
   12 /* depth of the hierarchy that is searched for attached or guarded cgroups */
 
+#define SLUICE_AF_INET 2
+#define SLUICE_AF_INET6 10
+
 static __always_inline void sluice_report_guard(__u32 reason, __u32 length, __u32 ifindex) {
   __u32 zero = 0;
   struct sluice_counters* line =
@@ -61,6 +64,11 @@ __noinline int sluice_judge_at_uplink(struct __sk_buff* skb, __u32 index, __u32 
   if (!slot || slot->state != SLUICE_SLOT_LIVE) return 0;
   __u64 word = *(volatile __u64*)&slot->word;
   struct sluice_facts facts = {};
+  /* Judged here alone, so a reply is bound to this device. What an IP socket sends was bound before
+   * to the device that it left IP by, which may be a bridge or a bond over this one. */
+  const struct bpf_sock* sk = skb->sk;
+  if (!sk || (sk->family != SLUICE_AF_INET && sk->family != SLUICE_AF_INET6))
+    facts.ifindex = skb->ifindex;
   __u32 reason;
   if (sluice_word_mode(word) == SLUICE_MODE_DISABLED)
     reason = SLUICE_REASON_ALLOW_DISABLED;

@@ -99,3 +99,10 @@ static __always_inline __u64 sluice_netns_cookie_of(struct __sk_buff* skb) {
   struct sk_buff___sluice* kernel_skb = bpf_cast_to_kern_ctx(skb);
   return kernel_skb->dev->nd_net.net->net_cookie;
 }
+
+/* The same before 6.2, for programs that must know: the context is the kernel's sk_buff, which may
+ * be read as memory where it may not be named. 0: unknown. */
+static __always_inline __u64 sluice_netns_cookie_at(struct __sk_buff* skb) {
+  if (sluice_has_kern_ctx) return sluice_netns_cookie_of(skb);
+  return BPF_CORE_READ((struct sk_buff___sluice*)skb, dev, nd_net.net, net_cookie);
+}

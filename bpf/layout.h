@@ -306,7 +306,7 @@ enum sluice_flow_origin { SLUICE_FLOW_INBOUND = 1, SLUICE_FLOW_OUTBOUND = 2 };
 struct sluice_flow {
   __u64 last_seen;
   __u32 origin;
-  __u32 reserved;
+  __u32 ifindex; /* cgroups: the device it came in by, the only one its replies leave by; else 0 */
 };
 
 /* ---- DNS redirection: see dns_redirect.h

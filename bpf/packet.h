@@ -52,6 +52,7 @@ struct sluice_facts {
   __u16 icmp_id; /* host order; echo messages */
   __u16 ethertype;
   __u32 transport_offset; /* from the network header */
+  __u32 ifindex;          /* cgroups: the packet's device, which a reply is bound to; 0: to none */
 };
 
 /*

@@ -224,7 +224,7 @@ static __always_inline void sluice_note_inbound(struct __sk_buff* skb, struct sl
   }
   if (word_flags & SLUICE_FLAG_REPLIES && sluice_opens_flow(slot, facts, &key) &&
       sluice_is_from_outside(skb, slot, facts))
-    sluice_note_inbound_flow(slot, &key);
+    sluice_note_inbound_flow(slot, &key, 0);
 }
 
 /* For a minute after a tightening: does this segment belong to a connection that policy has cut? */

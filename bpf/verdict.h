@@ -258,6 +258,18 @@ static __always_inline __u32 sluice_judge_learned(const struct sluice_slot* slot
   return SLUICE_REASON_ALLOW_LEARNED;
 }
 
+/*
+ * Of a cgroup, whose packets are met where they are received: a reply leaves by the device that the
+ * flow came in by, so nothing is opened by a packet that bears a foreign source and came by
+ * loopback or from a workload on the host. Flows of an earlier release have no device; what came by
+ * TCP goes on, since its replies open nothing.
+ */
+static __always_inline int sluice_leaves_as_it_came(const struct sluice_flow* flow,
+                                                    const struct sluice_facts* facts) {
+  return !facts->ifindex || flow->ifindex == facts->ifindex ||
+         (!flow->ifindex && facts->protocol == SLUICE_IPPROTO_TCP);
+}
+
 static __always_inline __u32 sluice_judge_reply(const struct sluice_slot* slot,
                                                 const struct sluice_facts* facts) {
   struct sluice_flow_key key;
@@ -272,7 +284,8 @@ static __always_inline __u32 sluice_judge_reply(const struct sluice_slot* slot,
   if (!(slot->inbound[bit / 64 & (SLUICE_INBOUND_BITS / 64 - 1)] >> (bit & 63) & 1))
     return SLUICE_OK;
   struct sluice_flow* flow = sluice_flow_at(&key);
-  if (!flow || flow->origin != SLUICE_FLOW_INBOUND) return SLUICE_OK;
+  if (!flow || flow->origin != SLUICE_FLOW_INBOUND || !sluice_leaves_as_it_came(flow, facts))
+    return SLUICE_OK;
   __u64 last = flow->last_seen;
   if (sluice_now_roughly() > last + SLUICE_FRESH) {
     __u64 now = sluice_now();

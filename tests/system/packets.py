@@ -47,6 +47,31 @@ def finish_checksums(namespace, device):
         fcntl.ioctl(probe, 0x8946, struct.pack("16sP16x", device.encode(), ctypes.addressof(value)))
 
 
+def whole_packet(protocol, source, destination, source_port, destination_port, payload=b"", tcp_flags=2, echo_request=True):
+    """An IP packet with its checksums. `protocol` is "udp", "tcp" or "echo", whose identifier is the destination port."""
+    six = ":" in source
+    if protocol == "udp":
+        number, head, at = 17, struct.pack("!HHHH", source_port, destination_port, 8 + len(payload), 0), 6
+    elif protocol == "tcp":
+        number, head, at = 6, struct.pack("!HHIIBBHHH", source_port, destination_port, 1, 1, 5 << 4, tcp_flags, 1000, 0, 0), 16
+    else:
+        kind = (128 if echo_request else 129) if six else (8 if echo_request else 0)
+        number, head, at = 58 if six else 1, struct.pack("!BBHHH", kind, 0, 0, destination_port, 1), 2
+    if not six:
+        pseudo = socket.inet_aton(source) + socket.inet_aton(destination) + struct.pack("!HH", number, len(head + payload))
+        total = checksum((b"" if protocol == "echo" else pseudo) + head + payload)
+        return raw_ip4(source, destination, number, head[:at] + struct.pack("!H", total) + head[at + 2:] + payload)
+    ends = socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(socket.AF_INET6, destination)
+    total = checksum(ends + struct.pack("!II", len(head + payload), number) + head + payload)
+    return struct.pack("!IHBB", 6 << 28, len(head + payload), number, 64) + ends + head[:at] + struct.pack(
+        "!H", total) + head[at + 2:] + payload
+
+
+def forged(protocol, source, destination, source_port, destination_port):
+    """What would open a flow from outside."""
+    return whole_packet(protocol, source, destination, source_port, destination_port, b"" if protocol == "tcp" else b"forged")
+
+
 class PacketSocket:
     """Sends whole frames by AF_PACKET from one device; behind vnet_header() if told so."""
 

@@ -166,6 +166,24 @@ TEST_CASE("TCP's two hours: a flow from outside lives until then, and not longer
   CHECK(after(7201) == "DENY_MODE");
 }
 
+TEST_CASE("of a cgroup, a reply leaves by the device that its flow came in by") {
+  const auto leaves = [](std::uint32_t came_by, std::uint32_t by, std::uint8_t protocol) {
+    sluice_flow flow{};
+    flow.ifindex = came_by;
+    sluice_facts facts{};
+    facts.ifindex = by;
+    facts.protocol = protocol;
+    return sluice_leaves_as_it_came(&flow, &facts) != 0;
+  };
+  for (const std::uint8_t protocol : {1, 6, 17, 58}) {
+    CAPTURE(protocol);
+    CHECK(leaves(2, 2, protocol));
+    CHECK_FALSE(leaves(1, 2, protocol));
+    CHECK(leaves(0, 0, protocol));  // an interface's: tc_to has asked for the way back
+    CHECK(leaves(0, 2, protocol) == (protocol == 6));  // noted by an earlier release
+  }
+}
+
 TEST_CASE("an address whose entry becomes another's while a packet reads it opens nothing") {
   Stage stage{};
   const std::uint64_t now = stage.core.tables.now, later = now + 3600'000'000'000;
