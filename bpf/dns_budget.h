@@ -8,14 +8,24 @@
 
 #include "kernel.h"
 
-/* Not a fragment: its port 53 may be a lie that another fragment overwrites. */
-static __always_inline int sluice_is_query(__u64 word, const struct sluice_facts* facts) {
+/* To port 53, where that is not judged by policy: taken by the resolver, or dropped. */
+static __always_inline int sluice_asks_for_names(__u64 word, const struct sluice_facts* facts) {
   __u32 mode = sluice_word_mode(word);
   return facts->destination_port == SLUICE_DNS_PORT &&
          sluice_word_flags(word) & SLUICE_FLAG_REDIRECT_DNS &&
          (mode == SLUICE_MODE_ALLOWLIST || mode == SLUICE_MODE_DENYLIST) &&
-         (facts->flags & (SLUICE_FACT_PORTS | SLUICE_FACT_FRAGMENT)) == SLUICE_FACT_PORTS &&
+         facts->flags & SLUICE_FACT_PORTS &&
          (facts->protocol == SLUICE_IPPROTO_UDP || facts->protocol == SLUICE_IPPROTO_TCP);
+}
+
+/* A whole one, which a resolver can take. */
+static __always_inline int sluice_is_query(__u64 word, const struct sluice_facts* facts) {
+  return sluice_asks_for_names(word, facts) && !(facts->flags & SLUICE_FACT_FRAGMENT);
+}
+
+/* The first fragment of one. It is dropped, and nobody can put the others together without it. */
+static __always_inline int sluice_is_part_of_query(__u64 word, const struct sluice_facts* facts) {
+  return sluice_asks_for_names(word, facts) && facts->flags & SLUICE_FACT_FRAGMENT;
 }
 
 /* Towards a workload whose queries are redirected: an answer to one, and no connection from

@@ -152,16 +152,21 @@ int sluice_getpeername6(struct bpf_sock_addr* context) {
 }
 
 /*
- * A packet to a resolver's own address, or SLUICE_OK where it is none: then policy judges it. It
- * must be on the host's loopback device, whatever the socket was bound to.
+ * A packet to port 53, or SLUICE_OK where it is none, or is of another namespace: then policy
+ * judges it. It must go to a resolver's own address, where connect and sendmsg led it, on the
+ * host's loopback device, whatever the socket was bound to. To any other server it is refused: it
+ * comes from a raw socket, or from one that was connected before the redirection, whose program
+ * asks again.
  */
 static __always_inline __u32 sluice_judge_loop_query(struct __sk_buff* skb,
                                                      const struct sluice_slot* slot, __u32 index,
                                                      __u64 word, const struct sluice_facts* facts) {
-  if (!sluice_is_query(word, facts) || !sluice_resolver_host(facts->destination)) return SLUICE_OK;
-  __u64 cookie = sluice_has_kern_ctx ? sluice_netns_cookie_of(skb) : 0;
-  if (sluice_has_kern_ctx && !sluice_is_own_netns(cookie)) return SLUICE_OK;
-  if (skb->ifindex != 1 || !slot->asker_mark) return SLUICE_REASON_DENY_DNS_UNSERVED;
+  if (!sluice_asks_for_names(word, facts)) return SLUICE_OK;
+  __u64 cookie = sluice_netns_cookie_at(skb);
+  if (cookie && !sluice_is_own_netns(cookie)) return SLUICE_OK;
+  if (facts->flags & SLUICE_FACT_FRAGMENT) return SLUICE_REASON_DENY_FRAGMENT;
+  if (!sluice_resolver_host(facts->destination) || skb->ifindex != 1 || !slot->asker_mark)
+    return SLUICE_REASON_DENY_DNS_UNSERVED;
   if (!sluice_take_dns_token(index)) return SLUICE_REASON_DENY_DNS_BUDGET;
   skb->mark = slot->asker_mark;
   if (facts->protocol == SLUICE_IPPROTO_TCP &&

@@ -96,6 +96,7 @@ static __always_inline __u32 sluice_judge_frame(struct __sk_buff* skb, struct sl
     if (reason != SLUICE_OK) return reason;
     /* Whatever policy says of the server that is asked: it is never sent anything. */
     if (sluice_is_query(word, facts)) return SLUICE_REASON_ALLOW_DNS;
+    if (sluice_is_part_of_query(word, facts)) return SLUICE_REASON_DENY_FRAGMENT;
     return (__u32)sluice_verdict(slot, facts, word);
   }
   if (sluice_word_mode(word) == SLUICE_MODE_BLOCK_ALL) return SLUICE_REASON_DENY_BLOCK_ALL;

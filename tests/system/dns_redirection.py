@@ -7,8 +7,9 @@ import dns.query
 import dns.rcode
 import pytest
 from daemon import names_config
-from lab import GATEWAY4, GATEWAY6, Lab
+from lab import GATEWAY4, GATEWAY6, GUEST4, GUEST6, Lab
 from machine import eventually
+from packets import fragmented, whole_packet
 from scripted_upstream import ScriptedUpstream, records
 from traffic import tcp_exchange
 
@@ -110,3 +111,18 @@ def test_without_a_resolver_on_the_wire_port_53_is_judged_as_any_other():
         ask(lab, "203.0.113.66", "www.names.example", "udp", timeout=0.4)  # which no rule allows
         seen = eventually(lambda: len(to_port_53(lab, start)) >= 2 and to_port_53(lab, start), "allowed questions beyond the uplink")
         assert not any(b"\xcb\x00\x71\x42" in frame for frame in seen)
+
+
+@pytest.mark.parametrize("protocol", ["udp", "tcp"])
+@pytest.mark.parametrize("server", ["203.0.113.53", "2001:db8:bad::53"])
+def test_a_question_in_fragments_does_not_leave(lab, server, protocol):
+    """Policy allows the server on every port; to another port the same fragments arrive."""
+    source = GUEST6 if ":" in server else GUEST4
+    kind = b"\x86\xdd" if ":" in server else b"\x08\x00"
+
+    def fragments(number, port):
+        packet = whole_packet(protocol, source, server, 4000, port, lab.marker(number) + bytes(60))
+        return [(number, lab.gateway_mac + lab.guest_mac + kind + part) for part in fragmented(packet)]
+
+    arrived = lab.send_and_watch(fragments(1, 53) + fragments(2, 54), sentinel=lab.udp_frame(lab.SENTINEL, server, source=source))
+    assert arrived == {2}

@@ -67,6 +67,20 @@ def whole_packet(protocol, source, destination, source_port, destination_port, p
         "!H", total) + head[at + 2:] + payload
 
 
+def fragmented(packet, at=32):
+    """A whole packet of whole_packet() in two parts, the first with `at` bytes behind the IP header."""
+    if packet[0] >> 4 == 4:
+        def part(payload, flags):
+            head = struct.pack("!BBHHH", 0x45, 0, 20 + len(payload), 7, flags) + packet[8:10] + bytes(2) + packet[12:20]
+            return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + payload
+        return [part(packet[20:20 + at], 0x2000), part(packet[20 + at:], at // 8)]
+
+    def part6(payload, offset):
+        extension = struct.pack("!BBHI", packet[6], 0, offset, 7)
+        return struct.pack("!IHBB", 6 << 28, 8 + len(payload), 44, 64) + packet[8:40] + extension + payload
+    return [part6(packet[40:40 + at], 1), part6(packet[40 + at:], at)]
+
+
 def forged(protocol, source, destination, source_port, destination_port):
     """What would open a flow from outside."""
     return whole_packet(protocol, source, destination, source_port, destination_port, b"" if protocol == "tcp" else b"forged")

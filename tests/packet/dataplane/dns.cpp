@@ -164,12 +164,24 @@ TEST_CASE("each attachment asks the resolver of its wire, and more workers share
   CHECK(second.answered() == 12);
 }
 
-TEST_CASE("a question in fragments is no question: policy judges it") {
+TEST_CASE("a question in fragments goes nowhere, though policy allows the server") {
   Routed routed;
   const Resolver resolver(*routed.plane);
-  CHECK(routed.lab.ask("udp-large", "9.9.9.9").starts_with("TimeoutError"));
+  Lab::run("ip neigh replace 2620:fe::9 lladdr 02:00:00:00:00:01 dev up0");
+  const auto ask_both = [&] {
+    for (const char* server : {"9.9.9.9", "2620:fe::9"})
+      CHECK(routed.lab.ask("udp-large", server).starts_with("TimeoutError"));
+  };
+  // Without the redirection policy lets them by: so they would leave.
+  DnsLab::publish(*routed.plane, routed.guest.slot, AttachmentOptions{}, Mode::denylist);
+  ask_both();
+  const auto before = routed.lab.sent_by_uplink();
+  CHECK(before >= 2);
+  DnsLab::publish(*routed.plane, routed.guest.slot, redirected(), Mode::denylist);
+  ask_both();
   CHECK(resolver.answered() == 0);
-  CHECK(routed.lab.sent_by_uplink() == 0);
+  CHECK(routed.lab.sent_by_uplink() == before);
+  CHECK(routed.plane->reason_counters()[SLUICE_REASON_DENY_FRAGMENT] >= 2);
 }
 
 TEST_CASE("a question to a multicast group or a broadcast address has no server") {

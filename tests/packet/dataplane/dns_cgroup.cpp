@@ -72,8 +72,58 @@ struct Place {
         "sh -c 'echo $$ > {}/cgroup.procs; exec env MARK={:08x} python3 -c \"$0\" $@' '{}' {} {}",
         path, asker_mark(9999), kWorkload, way, servers));
   }
+  [[nodiscard]] std::string run(const char* script, const std::string& words) const {
+    return output_of(
+        fmt::format("sh -c 'echo $$ > {}/cgroup.procs; exec python3 -c \"$0\" $@' '{}' {} 2>&1",
+                    path, script, words));
+  }
   [[nodiscard]] std::string itself() const { return fmt::format("{:08x}", workload.asker_mark); }
 };
+
+// Asks by a socket that was connected before the redirection: until that is refused, then by a
+// fresh one.
+constexpr const char* kConnectedBefore = R"PY(
+import socket, sys, time
+server = sys.argv[1]
+family = socket.AF_INET6 if ":" in server else socket.AF_INET
+s = socket.socket(family, socket.SOCK_DGRAM)
+s.connect((server, 53))
+for _ in range(1000):
+    try: s.send(b"who")
+    except PermissionError: break
+    except OSError: pass
+    time.sleep(0.02)
+else: sys.exit("never refused")
+for _ in range(20):
+    try: s.send(b"who"); sys.exit("sent after all")
+    except PermissionError: pass
+s = socket.socket(family, socket.SOCK_DGRAM)
+s.settimeout(2)
+s.connect((server, 53))
+s.send(b"who")
+print(s.recv(500).decode().split()[0])
+)PY";
+
+// A question, and the first part of one, under a header that the workload writes itself.
+constexpr const char* kOwnHeader = R"PY(
+import socket, struct, sys
+server, protocol = sys.argv[1], int(sys.argv[2])
+body = struct.pack("!HHHH", 4000, 53, 24, 0) if protocol == 17 else struct.pack("!HHIIBBHHH", 4000, 53, 1, 0, 80, 2, 1000, 0, 0)
+body += bytes(32 - len(body))
+six = ":" in server
+s = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+if six: s.setsockopt(socket.IPPROTO_IPV6, 36, 1)
+for part in (0, 1):
+    if six:
+        payload = (struct.pack("!BBHI", protocol, 0, 1, 7) if part else b"") + body
+        ends = socket.inet_pton(socket.AF_INET6, "2001:db8:1::1") + socket.inet_pton(socket.AF_INET6, server)
+        packet = struct.pack("!IHBB", 6 << 28, len(payload), 44 if part else protocol, 64) + ends + payload
+    else:
+        ends = socket.inet_aton("198.51.100.1") + socket.inet_aton(server)
+        packet = struct.pack("!BBHHHBBH", 69, 0, 20 + len(body), 1, 0x2000 * part, 64, protocol, 0) + ends + body
+    try: s.sendto(packet, (server, 0)); print("sent")
+    except PermissionError: print("refused")
+)PY";
 
 constexpr const char* kAll[] = {"8.8.8.8",   "192.0.2.1",       "127.0.0.53",
                                 "127.0.0.1", "169.254.169.254", "2001:4860::8888",
@@ -159,4 +209,41 @@ TEST_CASE("a tightening does not cut a connection to the resolver") {
                                 .tightening = true}));
   client.join();
   CHECK(text == place.itself());
+}
+
+TEST_CASE("a socket connected before the redirection is refused, and its program asks again") {
+  for (const char* server : {"9.9.9.9", "2620:fe::9"}) {
+    CAPTURE(std::string(server));
+    Place place;
+    const Resolver resolver(*place.plane);
+    Lab::run("ip neigh replace 2620:fe::9 lladdr 02:00:00:00:00:01 dev up0");
+    DnsLab::publish(*place.plane, place.workload.slot, AttachmentOptions{}, Mode::denylist);
+    std::string text;
+    std::jthread client([&] { text = place.run(kConnectedBefore, server); });
+    for (int i = 0; i < 1000 && place.lab.sent_by_uplink() == 0; ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    CHECK(place.lab.sent_by_uplink() > 0);
+    DnsLab::publish(*place.plane, place.workload.slot, redirected(), Mode::denylist);
+    const auto before = place.lab.sent_by_uplink();
+    client.join();
+    CHECK(text == place.itself());
+    CHECK(place.lab.sent_by_uplink() == before);
+  }
+}
+
+TEST_CASE("a question under a header of the workload's own goes nowhere, though policy allows it") {
+  Place place;
+  const Resolver resolver(*place.plane);
+  Lab::run("ip neigh replace 2620:fe::9 lladdr 02:00:00:00:00:01 dev up0");
+  for (const char* words : {"9.9.9.9 17", "9.9.9.9 6", "2620:fe::9 17", "2620:fe::9 6"}) {
+    CAPTURE(std::string(words));
+    DnsLab::publish(*place.plane, place.workload.slot, AttachmentOptions{}, Mode::denylist);
+    auto before = place.lab.sent_by_uplink();
+    CHECK(place.run(kOwnHeader, words) == "sent\nsent");
+    CHECK(place.lab.sent_by_uplink() > before);
+    before = place.lab.sent_by_uplink();
+    DnsLab::publish(*place.plane, place.workload.slot, redirected(), Mode::denylist);
+    CHECK(place.run(kOwnHeader, words) == "refused\nrefused");
+    CHECK(place.lab.sent_by_uplink() == before);
+  }
 }

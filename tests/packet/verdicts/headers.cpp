@@ -526,3 +526,30 @@ TEST_CASE("an interface without an attachment, or whose attachment is gone, pass
   CHECK(gate.from(frame).verdict == kDrop);
   CHECK(gate.reason_since(before) == "DENY_NO_ATTACHMENT");
 }
+
+TEST_CASE(
+    "where port 53 is redirected, a fragment that bears it is dropped, whatever policy allows") {
+  Gate gate;
+  AttachmentOptions names = plain();
+  names.redirect_dns = true;
+  const Bytes query = udp(40000, 53, zeros(16)), segment = tcp(40000, 53) + zeros(4);
+  const auto check = [&](sluice_reason to_53) {
+    gate.check({
+        {"UDP", to4(kAny4, 17, query, fragment(0, true)), to_53},
+        {"TCP", to4(kAny4, 6, segment, fragment(0, true)), to_53},
+        {"IPv6, UDP", to6(kAny6, 44, fragment_header(17, 0, true) + query), to_53},
+        {"IPv6, TCP", to6(kAny6, 44, fragment_header(6, 0, true) + segment), to_53},
+        {"IPv6, behind options",
+         to6(kAny6, 44, fragment_header(60, 0, true) + options_header(17) + query), to_53},
+        {"another port", to4(kAny4, 17, udp(53, 54, zeros(16)), fragment(0, true)),
+         SLUICE_REASON_ALLOW_RULE},
+        {"another port, IPv6", to6(kAny6, 44, fragment_header(6, 0, true) + tcp(53, 443)),
+         SLUICE_REASON_ALLOW_RULE},
+        {"another protocol", to4(kAny4, 136, query, fragment(0, true)), SLUICE_REASON_ALLOW_RULE},
+    });
+  };
+  gate.publish(rules());
+  check(SLUICE_REASON_ALLOW_RULE);
+  gate.publish(rules(), Mode::allowlist, names);
+  check(SLUICE_REASON_DENY_FRAGMENT);
+}
