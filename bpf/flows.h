@@ -59,8 +59,30 @@ static __always_inline void sluice_remember_noted(const struct sluice_flow_key* 
   *(volatile __u64*)&last->serial = serial + 2;
 }
 
-/* A UDP or echo flow that the workload opened is noted once, so that an answer to it, arriving
-   after the policy was tightened, is not taken for a connection from outside. */
+/* The flow from outside with this key, or null; not looked up where none was noted. */
+static __always_inline struct sluice_flow* sluice_inbound_flow_at(
+    const struct sluice_slot* slot, const struct sluice_flow_key* key) {
+  __u32 bit = sluice_inbound_bit(key->protocol, key->workload_port_be);
+  if (!(slot->inbound[bit / 64 & (SLUICE_INBOUND_BITS / 64 - 1)] >> (bit & 63) & 1)) return 0;
+  return sluice_flow_at(key);
+}
+
+/* Did this flow move lately? Then it is refreshed. */
+static __always_inline int sluice_refresh(__u64* last_seen, __u64 idle) {
+  __u64 last = *last_seen;
+  if (sluice_now_roughly() <= last + SLUICE_FRESH) return 1;
+  __u64 now = sluice_now();
+  if (now - last > idle) return 0;
+  *last_seen = now;
+  return 1;
+}
+
+/*
+ * A UDP flow that the workload opened is noted once, so that an answer to it, arriving after the
+ * policy was tightened, is not taken for a connection from outside. What came in from outside stays
+ * so while it moves. At most one of a flow's two notes is ever fresh: each is written only where
+ * the other is not.
+ */
 static __always_inline void sluice_note_outbound(const struct sluice_slot* slot, __u64 word,
                                                  struct sluice_facts* facts) {
   struct sluice_flow_key key __attribute__((aligned(8)));
@@ -68,18 +90,15 @@ static __always_inline void sluice_note_outbound(const struct sluice_slot* slot,
       !(sluice_word_flags(word) & SLUICE_FLAG_REPLIES))
     return;
   if (!sluice_flow_key_of(slot, facts, 1, &key) || sluice_was_just_noted(&key)) return;
-  struct sluice_flow* flow = sluice_flow_at(&key);
-  if (flow) {
-    __u64 last = flow->last_seen;
-    if (sluice_now_roughly() > last + SLUICE_FRESH) {
+  struct sluice_flow* flow = sluice_inbound_flow_at(slot, &key);
+  if (!flow || !sluice_refresh(&flow->last_seen, SLUICE_FLOW_UDP_IDLE)) {
+    __u64* own = bpf_map_lookup_elem(&own_flows, &key);
+    if (!own) {
       __u64 now = sluice_now();
-      if (now - last > SLUICE_FLOW_UDP_IDLE && flow->origin == SLUICE_FLOW_INBOUND)
-        flow->origin = SLUICE_FLOW_OUTBOUND;
-      flow->last_seen = now;
+      bpf_map_update_elem(&own_flows, &key, &now, BPF_NOEXIST);
+    } else if (sluice_now_roughly() > *own + SLUICE_FRESH) {
+      *own = sluice_now();
     }
-  } else {
-    struct sluice_flow fresh = {.last_seen = sluice_now(), .origin = SLUICE_FLOW_OUTBOUND};
-    bpf_map_update_elem(&flows, &key, &fresh, BPF_NOEXIST);
   }
   sluice_remember_noted(&key);
 }
@@ -96,14 +115,12 @@ static __always_inline int sluice_opens_flow(const struct sluice_slot* slot,
     return 0;
   if (!sluice_flow_key_of(slot, facts, 0, key)) return 0;
   if (facts->protocol == SLUICE_IPPROTO_TCP) return 1;
-  struct sluice_flow* flow = sluice_flow_at(key);
-  if (!flow) return 1;
-  if (flow->origin == SLUICE_FLOW_INBOUND && flow->ifindex != facts->ifindex)
-    return 1; /* by another way than before */
-  __u64 last = flow->last_seen;
-  if (sluice_now_roughly() <= last + SLUICE_FRESH) return 0;
-  __u64 now = sluice_now();
-  if (now - last > sluice_flow_idle(facts->protocol)) return 1;
-  flow->last_seen = now;
-  return 0;
+  __u64 idle = sluice_flow_idle(facts->protocol);
+  struct sluice_flow* flow = sluice_inbound_flow_at(slot, key);
+  /* By another way than before, it is noted anew. Of origin outbound are only those of an earlier
+   * release, which noted both in one map. */
+  if (flow && sluice_refresh(&flow->last_seen, idle))
+    return flow->origin == SLUICE_FLOW_INBOUND && flow->ifindex != facts->ifindex;
+  __u64* own = bpf_map_lookup_elem(&own_flows, key);
+  return !own || !sluice_refresh(own, idle);
 }

@@ -102,12 +102,22 @@ struct {
   __type(value, struct sluice_port_set);
 } port_sets SEC(".maps");
 
+/* Flows that came in from outside. */
 struct {
   __uint(type, BPF_MAP_TYPE_LRU_HASH);
   __uint(max_entries, 65536); /* set at load */
   __type(key, struct sluice_flow_key);
   __type(value, struct sluice_flow);
 } flows SEC(".maps");
+
+/* Flows that workloads opened themselves, and when each was last seen. Apart from the others: each
+ * packet from another port is one more, and must not push out what came in to a neighbour. */
+struct {
+  __uint(type, BPF_MAP_TYPE_LRU_HASH);
+  __uint(max_entries, 65536); /* set at load: as flows */
+  __type(key, struct sluice_flow_key);
+  __type(value, __u64);
+} own_flows SEC(".maps");
 
 struct {
   __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

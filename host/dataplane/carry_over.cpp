@@ -125,6 +125,20 @@ Status copy_blobs(int from, int to) {
   return {};
 }
 
+// Up to layout 3 `flows` also held what workloads had opened themselves, for which no bit was set.
+// With all of them set those are found too, and stay the workloads' own.
+Status expect_any_flow(int slots) {
+  for (std::uint32_t index = 1; index < info_of(slots).max_entries; ++index) {
+    sluice_slot slot{};
+    if (bpf_map_lookup_elem(slots, &index, &slot) != 0 || slot.state == SLUICE_SLOT_FREE) continue;
+    std::memset(slot.inbound, 0xff, sizeof(slot.inbound));
+    if (bpf_map_update_elem(slots, &index, &slot, BPF_EXIST) != 0)
+      return fail_with(errno, "map slots: entry {} cannot be carried over: {}", index,
+                       strerror(errno));
+  }
+  return {};
+}
+
 }  // namespace
 
 std::span<const Map> changed_since(std::uint32_t layout) {
@@ -147,6 +161,7 @@ Status carry_over(Programs& programs, std::uint32_t layout) {
     if (!copied) return copied;
   }
   programs.replaced().clear();
+  if (layout <= 3) return expect_any_flow(programs.map(Map::slots));
   return {};
 }
 

@@ -68,6 +68,7 @@ std::array<MapEntry, static_cast<std::size_t>(Map::count)> maps_of(sluice_bpf* s
            {Map::learned, maps.learned},
            {Map::port_sets, maps.port_sets},
            {Map::flows, maps.flows},
+           {Map::own_flows, maps.own_flows},
            {Map::counters, maps.counters},
            {Map::reasons, maps.reasons},
            {Map::events, maps.events},
@@ -123,6 +124,7 @@ void set_sizes(sluice_bpf* skeleton, const HostConfig& config) {
       static_cast<std::uint32_t>(std::uint64_t{config.heap_kib} * 1024 / sizeof(sluice_element)));
   bpf_map__set_max_entries(skeleton->maps.learned, config.max_learned);
   bpf_map__set_max_entries(skeleton->maps.flows, config.max_flows);
+  bpf_map__set_max_entries(skeleton->maps.own_flows, config.max_flows);
 }
 
 bool has_btf_function(const btf* kernel, const char* name) {

@@ -62,6 +62,7 @@ enum class Map : std::uint8_t {
   learned,
   port_sets,
   flows,
+  own_flows,
   counters,
   reasons,
   events,

@@ -245,6 +245,55 @@ TEST_CASE("a flow that came in from outside ends when nothing moves any more") {
   }
 }
 
+TEST_CASE("what one workload sends does not push out what came in to another") {
+  Gate gate;
+  gate.lab().config.max_flows = 1024;
+  gate.publish({});
+  gate.reopen([](const auto&) {});  // with the smaller maps
+  const std::uint32_t neighbour = gate.attach("host1");
+  gate.publish_at(neighbour, {}, Mode::denylist);
+  for (const Family& f : kFamilies) {
+    CHECK(gate.to(f.in(6, tcp(5000, 80, kSyn))).verdict == kPass);
+    CHECK(gate.to(f.in(17, udp(5000, 53))).verdict == kPass);
+  }
+  for (std::uint16_t port = 1; port <= 4096; ++port)
+    for (const Family& f : kFamilies)
+      REQUIRE(gate.from(f.out(17, udp(port, 443)), "host1").verdict == kPass);
+  for (const Family& f : kFamilies) {
+    CAPTURE(f.workload);
+    gate.check({{"a segment", f.out(6, tcp(80, 5000, kAck)), SLUICE_REASON_ALLOW_REPLY},
+                {"an answer", f.out(17, udp(53, 5000)), SLUICE_REASON_ALLOW_REPLY}});
+    // What it has sent last is still its own.
+    CHECK(gate.to(f.in(17, udp(443, 4096)), 0, "host1").verdict == kPass);
+  }
+  gate.publish_at(neighbour, {}, Mode::allowlist);
+  for (const Family& f : kFamilies)
+    CHECK(gate.from(f.out(17, udp(4096, 443)), "host1").verdict == kDrop);
+}
+
+TEST_CASE("a flow from outside that fell idle is the workload's own once it sends by a rule") {
+  for (const Family& f : kFamilies) {
+    CAPTURE(f.workload);
+    Gate gate;
+    gate.publish({}, Mode::denylist);
+    sluice_flow_key key{};
+    key.scope = gate.scope();
+    key.protocol = 17;
+    std::memcpy(key.workload, mapped(f.workload).data(), 16);
+    std::memcpy(key.remote, mapped(f.remote).data(), 16);
+    key.workload_port_be = htons(4001);
+    key.remote_port_be = htons(443);
+    sluice_flow flow{};
+    flow.last_seen = from_now(-200).nanoseconds;
+    flow.origin = SLUICE_FLOW_INBOUND;
+    gate.put_flow(key, flow);
+    CHECK(gate.from(f.out(17, udp(4001, 443))).verdict == kPass);
+    gate.publish({});
+    CHECK(gate.to(f.in(17, udp(443, 4001))).verdict == kPass);
+    gate.check({{"no reply", f.out(17, udp(4001, 443)), SLUICE_REASON_DENY_MODE}});
+  }
+}
+
 TEST_CASE("a sibling cannot open replies under another's name") {
   Gate gate;
   gate.lab().run(

@@ -30,6 +30,7 @@ void say_layout(const fs::path& maps, std::uint32_t layout) {
 // The same contents as layout 3 had them.
 void as_layout_3(const fs::path& maps) {
   say_layout(maps, 3);
+  fs::remove(maps / "own_flows");
   const Fd learned(bpf_obj_get((maps / "learned").c_str()));
   sluice_learned_key key{}, next{};
   for (const void* at = nullptr; bpf_map_get_next_key(learned.get(), at, &next) == 0; at = &key) {
@@ -144,6 +145,21 @@ TEST_CASE("the pinned maps of layouts 2 and 3 are taken over, and no verdict cha
   CHECK(gate.to(framed(ip4("203.0.113.66", "192.0.2.2", 17, udp(5000, 6000)))).verdict == kPass);
   CHECK(gate.to(framed(ip6("2001:db8:f::66", "2001:db8::2", 6, tcp(5000, 6001)))).verdict == kPass);
 
+  // And the workload's own, which those releases noted in the same map.
+  for (const char* remote : {"203.0.113.67", "2001:db8:f::67"}) {
+    sluice_flow_key key{};
+    key.scope = gate.scope();
+    key.protocol = 17;
+    const bool six = std::string_view(remote).contains(':');
+    std::memcpy(key.workload, mapped(six ? "2001:db8::2" : "192.0.2.2").data(), 16);
+    std::memcpy(key.remote, mapped(remote).data(), 16);
+    key.workload_port_be = htons(4001);
+    key.remote_port_be = htons(443);
+    const sluice_flow own{
+        .last_seen = from_now(-1).nanoseconds, .origin = SLUICE_FLOW_OUTBOUND, .ifindex = 0};
+    REQUIRE(bpf_map_update_elem(gate.map("flows").get(), &key, &own, BPF_ANY) == 0);
+  }
+
   const auto verdicts = [&] {
     gate.check({
         {"a net's port", to("4", "198.51.100.10", 443), SLUICE_REASON_ALLOW_RULE},
@@ -181,6 +197,14 @@ TEST_CASE("the pinned maps of layouts 2 and 3 are taken over, and no verdict cha
   CHECK(digest(large) != std::array<std::uint64_t, 2>{});
   CHECK((known() == before));
   verdicts();
+
+  // An answer to the workload's own flow opens nothing.
+  CHECK(gate.to(framed(ip4("203.0.113.67", "192.0.2.2", 17, udp(443, 4001)))).verdict == kPass);
+  CHECK(gate.to(framed(ip6("2001:db8:f::67", "2001:db8::2", 17, udp(443, 4001)))).verdict == kPass);
+  gate.check({{"no reply", framed(ip4("192.0.2.2", "203.0.113.67", 17, udp(4001, 443))),
+               SLUICE_REASON_DENY_MODE},
+              {"no IPv6 reply", framed(ip6("2001:db8::2", "2001:db8:f::67", 17, udp(4001, 443))),
+               SLUICE_REASON_DENY_MODE}});
 
   // What is noted from now on is known as well, and the tree is this release's.
   CHECK(gate.to(framed(ip4("203.0.113.66", "192.0.2.2", 17, udp(5000, 6002)))).verdict == kPass);
