@@ -7,6 +7,7 @@
 
 #include "read.h"
 #include "report.h"
+#include "swept.h"
 #include "tc_workload.h"
 
 #define SLUICE_CGROUP_LEVELS \
@@ -14,22 +15,6 @@
 
 #define SLUICE_AF_INET 2
 #define SLUICE_AF_INET6 10
-
-static __always_inline void sluice_report_guard(__u32 reason, __u32 length, __u32 ifindex) {
-  __u32 zero = 0;
-  struct sluice_counters* line =
-      bpf_map_lookup_elem(&counters, &zero); /* slot 0 belongs to the guards */
-  sluice_count_reason(reason);
-  if (!line) return;
-  line->denied_packets++;
-  line->denied_bytes += length;
-  if (!sluice_take_token(line, sluice_now_roughly())) {
-    line->events_lost++;
-    return;
-  }
-  struct sluice_denial_context context = {0, reason, 0, length, ifindex};
-  sluice_report_denial(line, 0, 0, &context);
-}
 
 /*
  * Was this judged by the cgroup's egress hook, in another shape? Each packet of an IP socket was,
@@ -45,7 +30,7 @@ static __always_inline void sluice_report_guard(__u32 reason, __u32 length, __u3
 static __always_inline int sluice_was_judged_inside(struct __sk_buff* skb,
                                                     const struct sluice_facts* facts) {
   struct bpf_sock* sk = skb->sk;
-  if (!sk || (sk->family != 2 /* AF_INET */ && sk->family != 10 /* AF_INET6 */)) return 0;
+  if (!sk || (sk->family != SLUICE_AF_INET && sk->family != SLUICE_AF_INET6)) return 0;
   __u32 port = sk->src_port, protocol = SLUICE_IPPROTO_TCP; /* of a connection that opens or ends */
   struct bpf_sock* full = bpf_sk_fullsock(sk);
   if (full) protocol = full->protocol;
@@ -86,7 +71,7 @@ __noinline int sluice_judge_at_uplink(struct __sk_buff* skb, __u32 index, __u32 
  * after judging it: the mark is lost on a way into the host that nobody filters, and an ifindex
  * that was given to another tenant proves nothing. What the host itself sends is judged by its
  * socket's cgroup, so that a packet socket in a filtered cgroup, which no cgroup hook sees, is
- * caught here.
+ * caught here, and so is one that was brought there.
  */
 static __always_inline int sluice_guard_uplink(struct __sk_buff* skb, __u32 is_ethernet) {
   __u32 from = skb->ingress_ifindex, zero = 0;
@@ -100,7 +85,8 @@ static __always_inline int sluice_guard_uplink(struct __sk_buff* skb, __u32 is_e
     sluice_report_guard(SLUICE_REASON_DENY_UNJUDGED, skb->len, from);
     return SLUICE_DROP;
   }
-  if (skb->mark == SLUICE_DOOMED_MARK) {
+  /* An earlier release marked packet sockets; their owner could take the mark away. */
+  if (sluice_is_swept(skb->sk) || skb->mark == SLUICE_DOOMED_MARK) {
     sluice_report_guard(SLUICE_REASON_DENY_UNATTACHED_CGROUP, skb->len, skb->ifindex);
     return SLUICE_DROP;
   }

@@ -240,3 +240,12 @@ struct {
   __type(key, __u64);
   __type(value, __u32);
 } guarded_cgroups SEC(".maps");
+
+/* Sockets that a task brought into an attached cgroup; see swept.h. What a listener accepts
+ * inherits the tag. */
+struct {
+  __uint(type, BPF_MAP_TYPE_SK_STORAGE);
+  __uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+  __type(key, int);
+  __type(value, __u32);
+} swept_sockets SEC(".maps");

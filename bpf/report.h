@@ -124,3 +124,19 @@ static __always_inline int sluice_conclude(const struct sluice_slot* slot, __u32
   sluice_report_denial(line, slot, facts, &context);
   return audited;
 }
+
+/* A denial by no attachment: slot 0 counts it. */
+static __always_inline void sluice_report_guard(__u32 reason, __u32 length, __u32 ifindex) {
+  __u32 zero = 0;
+  struct sluice_counters* line = bpf_map_lookup_elem(&counters, &zero);
+  sluice_count_reason(reason);
+  if (!line) return;
+  line->denied_packets++;
+  line->denied_bytes += length;
+  if (!sluice_take_token(line, sluice_now_roughly())) {
+    line->events_lost++;
+    return;
+  }
+  struct sluice_denial_context context = {0, reason, 0, length, ifindex};
+  sluice_report_denial(line, 0, 0, &context);
+}

@@ -5,6 +5,7 @@
 #include "guards.h"
 #include "learn.h"
 #include "sockets.h"
+#include "swept.h"
 #include "tc_workload.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -2,7 +2,7 @@
 /*
  * Sockets made outside a cgroup and used inside it hit no cgroup hook of it: a socket belongs to
  * the cgroup it was made in. So a task that enters a cgroup is reported, the daemon lists its
- * sockets with sluice_list_sockets and shuts those that belong elsewhere.
+ * sockets with sluice_list_sockets and shuts those that belong elsewhere, for good (swept.h).
  */
 #pragma once
 

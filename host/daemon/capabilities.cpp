@@ -22,6 +22,7 @@ constexpr Wanted kWanted[] = {
     {CAP_SYS_ADMIN, {"CAP_SYS_ADMIN", "enter the network namespaces of other targets", false}},
     {CAP_SYS_PTRACE,
      {"CAP_SYS_PTRACE", "shut sockets that a process brings into a filtered cgroup", false}},
+    {CAP_KILL, {"CAP_KILL", "end a process whose sockets from outside cannot be stopped", false}},
 };
 
 }  // namespace

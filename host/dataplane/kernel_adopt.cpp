@@ -143,6 +143,9 @@ Status KernelDataPlane::adopt() {
   for (const auto& [index, live] : live_)
     learned_.open(slots_.at(index).scope, live.name, slots_.learned_hints(index));
   learned_.adopt();
+  if (auto stop = open_link(stop_pin()); stop)
+    if (auto updated = update_link(stop->get(), programs_.program(Program::stop_swept)); !updated)
+      return updated;
   // Pins without a live slot hold filters that nothing answers for.
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(links_, error)) {

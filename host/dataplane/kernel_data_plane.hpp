@@ -90,6 +90,7 @@ class KernelDataPlane final : public DataPlane {
   void start_grace_period();
   void target_gone(std::uint32_t index, const std::string& reason, const DataPlaneEvents& events);
   void task_moved(const sluice_event& event);
+  [[nodiscard]] std::filesystem::path stop_pin() const { return links_ / "swept"; }
   void sever(std::uint32_t index);
   [[nodiscard]] bool redirectable(const sluice_slot& slot) const;
   [[nodiscard]] Status keep_dns_routes();
@@ -122,7 +123,9 @@ class KernelDataPlane final : public DataPlane {
   bool conversion_running_ = false;
   std::uint64_t last_attach_ = 0;
   bool grace_running_ = false;
-  std::uint64_t last_audit_ = 0, last_sweep_ = 0, last_dns_check_ = 0, lost_moves_ = 0;
+  std::uint64_t last_audit_ = 0, last_sweep_ = 0, last_dns_check_ = 0;
+  // Not what the map holds: the first look finds moves lost, as they were while no daemon ran.
+  std::uint64_t lost_moves_ = ~std::uint64_t{0};
   Background background_;  // last: its jobs use what is above
 };
 

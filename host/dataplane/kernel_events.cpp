@@ -183,7 +183,8 @@ void KernelDataPlane::poll(const DataPlaneEvents& events) {
 void KernelDataPlane::task_moved(const sluice_event& event) {
   if (!features_.task_events) return;
   SocketSweep sweep;
-  sweep.iterator_program = programs_.program(Program::list_sockets);
+  sweep.programs = &programs_;
+  sweep.stop_pin = stop_pin();
   for (const auto& [index, live] : live_)
     if (slots_.at(index).type == SLUICE_TYPE_CGROUP)
       sweep.attached[slots_.at(index).cgroup_id] = live.name;

@@ -81,7 +81,8 @@ std::array<MapEntry, static_cast<std::size_t>(Map::count)> maps_of(sluice_bpf* s
            {Map::dns_owners, maps.dns_owners},
            {Map::dns_asked, maps.dns_asked},
            {Map::trusted_interfaces, maps.trusted_interfaces},
-           {Map::guarded_cgroups, maps.guarded_cgroups}}};
+           {Map::guarded_cgroups, maps.guarded_cgroups},
+           {Map::swept_sockets, maps.swept_sockets}}};
 }
 
 struct ProgramEntry {
@@ -110,6 +111,7 @@ std::array<ProgramEntry, static_cast<std::size_t>(Program::count)> programs_of(
            {Program::task_attached, programs.sluice_task_attached},
            {Program::task_forked, programs.sluice_task_forked},
            {Program::list_sockets, programs.sluice_list_sockets},
+           {Program::stop_swept, programs.sluice_stop_swept},
            {Program::learn, programs.sluice_learn}}};
 }
 

@@ -46,6 +46,7 @@ enum class Program : std::uint8_t {
   task_attached,
   task_forked,
   list_sockets,
+  stop_swept,
   learn,
   count
 };
@@ -76,6 +77,7 @@ enum class Map : std::uint8_t {
   dns_asked,
   trusted_interfaces,
   guarded_cgroups,
+  swept_sockets,
   count
 };
 

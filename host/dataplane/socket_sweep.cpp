@@ -7,9 +7,9 @@
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
 #include <linux/sock_diag.h>
-#include <linux/xfrm.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <signal.h>
 #include <spdlog/spdlog.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -25,6 +25,7 @@
 #include "dataplane/cgroup_filter.hpp"
 #include "dataplane/live_verdict.hpp"
 #include "dataplane/netns_scope.hpp"
+#include "dataplane/tc_filter.hpp"
 #include "layout.h"
 
 #ifndef INET_DIAG_CGROUP_ID
@@ -89,13 +90,11 @@ std::string command_of(std::uint32_t task) {
 
 // The iterator runs over one thread group (kernel 6.1); older kernels walk all, and rows of others
 // are dropped by getfd.
-std::vector<SocketRow> sockets_of(int program, std::uint32_t task) {
+std::vector<SocketRow> sockets_of(int program, int pidfd) {
   std::vector<SocketRow> rows;
-  const Fd pidfd(pidfd_open(task));
-  if (!pidfd) return rows;
   union bpf_iter_link_info info {};
   // struct { __u32 tid, pid, pid_fd; } task; Debian 12's header has it
-  info.task.pid_fd = static_cast<std::uint32_t>(pidfd.get());
+  info.task.pid_fd = static_cast<std::uint32_t>(pidfd);
   LIBBPF_OPTS(bpf_link_create_opts, options, .iter_info = &info, .iter_info_len = sizeof(info));
   const Fd link(bpf_link_create(program, 0, BPF_TRACE_ITER, &options));
   if (!link) return rows;
@@ -110,65 +109,123 @@ std::vector<SocketRow> sockets_of(int program, std::uint32_t task) {
   return rows;
 }
 
-// shutdown() does not stop a raw socket from sending. A per-socket IPsec policy that blocks
-// everything outward does: each later route look-up fails. The owner needs CAP_NET_ADMIN to take it
-// away.
-bool block_raw_socket(int socket, std::uint16_t family) {
-  xfrm_userpolicy_info policy{};
-  policy.sel.family = family;
-  policy.lft.soft_byte_limit = policy.lft.hard_byte_limit = XFRM_INF;
-  policy.lft.soft_packet_limit = policy.lft.hard_packet_limit = XFRM_INF;
-  policy.dir = XFRM_POLICY_OUT;
-  policy.action = XFRM_POLICY_BLOCK;
-  if (family == AF_INET6)
-    return setsockopt(socket, IPPROTO_IPV6, IPV6_XFRM_POLICY, &policy, sizeof(policy)) == 0;
-  return setsockopt(socket, IPPROTO_IP, IP_XFRM_POLICY, &policy, sizeof(policy)) == 0;
+// A socket that was tagged while another thread accepted from it may have one more.
+constexpr int kPasses = 8;
+
+// From the first tag on, for this daemon and the next.
+Status stop_tagged_sockets(const SocketSweep& sweep, const fs::path& root) {
+  if (open_link(sweep.stop_pin)) return {};
+  const Fd directory(open(root.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!directory) return fail_with(errno, "{}: {}", root.string(), strerror(errno));
+  auto made = attach_cgroup_guard(directory.get(), sweep.programs->program(Program::stop_swept),
+                                  sweep.stop_pin);
+  if (!made) return fail_with(made.error().code, "{}: {}", root.string(), made.error().message);
+  return {};
 }
 
-void shut_sockets_of(const SocketSweep& sweep, std::uint32_t task, const std::string& path,
-                     const std::set<std::uint64_t>& inside) {
+enum class Tag : std::uint8_t { made, was_there, failed };
+
+Tag tag(int tags, int socket) {
+  const std::uint32_t on = 1;
+  const auto put = [&] { return bpf_map_update_elem(tags, &socket, &on, BPF_NOEXIST) == 0; };
+  if (put()) return Tag::made;
+  if (errno == ENOMEM) {
+    // It counts against the socket's option memory, which its owner may have filled.
+    const int error = errno, nothing = 0;
+    setsockopt(socket, SOL_SOCKET, SO_DETACH_FILTER, &nothing, sizeof(nothing));
+    if (put()) return Tag::made;
+    if (errno != EEXIST) errno = error;
+  }
+  return errno == EEXIST ? Tag::was_there : Tag::failed;
+}
+
+// The cgroups below an attached one, as they were last looked at.
+class Inside {
+ public:
+  explicit Inside(fs::path directory) : directory_(std::move(directory)) { look(); }
+  [[nodiscard]] const std::map<std::uint64_t, fs::path>& directories() const { return found_; }
+  // Looks again for an id that is not known: it may be of a cgroup made since.
+  [[nodiscard]] bool holds(std::uint64_t id) {
+    if (!found_.contains(id)) look();
+    return found_.contains(id);
+  }
+
+ private:
+  void look() { found_ = subtree(directory_); }
+  fs::path directory_;
+  std::map<std::uint64_t, fs::path> found_;
+};
+
+// What one task brought along.
+struct Visit {
+  const SocketSweep& sweep;
+  std::uint32_t task;
+  int pidfd;
+  const std::string& path;
+  std::set<std::uint32_t> unreachable;  // told once
+  std::size_t shut = 0;
+  int failure = 0;  // errno of the last tag that could not be made
+};
+
+// Returns whether the socket was not known before.
+bool shut_socket(Visit& visit, const SocketRow& row) {
+  const Fd socket(pidfd_getfd(visit.pidfd, row.fd));
+  if (!socket) {
+    if (errno == EPERM && visit.unreachable.insert(row.fd).second)
+      spdlog::error(
+          "{}: {} (pid {}) brought socket {} into the cgroup, and it cannot be reached to be shut: "
+          "{}; CAP_SYS_PTRACE is needed",
+          visit.path, command_of(visit.task), visit.task, row.fd, strerror(errno));
+    return false;
+  }
+  const Tag tagged = tag(visit.sweep.programs->map(Map::swept_sockets), socket.get());
+  if (tagged == Tag::was_there) return false;
+  if (tagged == Tag::failed) visit.failure = errno;
+  if (row.family == AF_PACKET && tagged == Tag::made)
+    spdlog::warn(
+        "{}: {} (pid {}) brought packet socket {} into the cgroup; only the uplink guard stops it: "
+        "set guard.uplinks, or give the workload a network namespace",
+        visit.path, command_of(visit.task), visit.task, row.fd);
+  // ENOTCONN is the answer for unconnected UDP, which is shut all the same; packet sockets refuse.
+  shutdown(socket.get(), SHUT_RDWR);
+  visit.shut += tagged == Tag::made ? 1 : 0;
+  return true;
+}
+
+void shut_sockets_of(const SocketSweep& sweep, const fs::path& root, std::uint32_t task,
+                     const std::string& path, Inside& inside) {
   const Fd pidfd(pidfd_open(task));
   if (!pidfd) return;
-  std::size_t shut = 0;
-  for (const SocketRow& row : sockets_of(sweep.iterator_program, task)) {
-    if (inside.contains(row.cgroup_id)) continue;
-    const Fd socket(pidfd_getfd(pidfd.get(), row.fd));
-    if (!socket) {
-      if (errno == EPERM)
+  Visit visit{sweep, task, pidfd.get(), path, {}};
+  bool again = true;
+  for (int pass = 0; pass < kPasses && again; ++pass) {
+    again = false;
+    visit.failure = 0;
+    for (const SocketRow& row :
+         sockets_of(sweep.programs->program(Program::list_sockets), pidfd.get())) {
+      if (inside.holds(row.cgroup_id)) continue;
+      if (auto stopped = stop_tagged_sockets(sweep, root); !stopped)
         spdlog::error(
-            "{}: {} (pid {}) brought socket {} into the cgroup, and it cannot be reached to be "
-            "shut: {}; "
-            "CAP_SYS_PTRACE is needed",
-            path, command_of(task), task, row.fd, strerror(errno));
-      continue;
+            "{}: sockets brought into the cgroup can only be shut, which is not for good: "
+            "{}",
+            path, stopped.error().message);
+      again |= shut_socket(visit, row);
     }
-    if (row.family == AF_PACKET) {
-      // shutdown() refuses it, and nothing but closing it would stop it from sending: the uplink
-      // guard drops its mark.
-      const std::uint32_t doomed = SLUICE_DOOMED_MARK;
-      if (setsockopt(socket.get(), SOL_SOCKET, SO_MARK, &doomed, sizeof(doomed)) != 0)
-        spdlog::error("{}: cannot mark packet socket {} of {} (pid {}): {}", path, row.fd,
-                      command_of(task), task, strerror(errno));
-      spdlog::warn(
-          "{}: {} (pid {}) brought packet socket {} into the cgroup; only the uplink guard stops "
-          "it: set "
-          "guard.uplinks, or give the workload a network namespace",
-          path, command_of(task), task, row.fd);
-      continue;
-    }
-    if (row.type == SOCK_RAW && !block_raw_socket(socket.get(), row.family))
-      spdlog::error(
-          "{}: {} (pid {}) brought raw socket {} into the cgroup, and it cannot be blocked: {}; "
-          "end the "
-          "process, or run a kernel with CONFIG_XFRM",
-          path, command_of(task), task, row.fd, strerror(errno));
-    // ENOTCONN is the answer for unconnected UDP, which is shut all the same.
-    shutdown(socket.get(), SHUT_RDWR);
-    ++shut;
+    if (visit.failure != 0) usleep(1000);  // the kernel may be short of memory for a moment
   }
-  if (shut != 0)
-    spdlog::info("{}: shut {} socket(s) that {} (pid {}) brought into the cgroup", path, shut,
+  if (visit.shut != 0)
+    spdlog::info("{}: shut {} socket(s) that {} (pid {}) brought into the cgroup", path, visit.shut,
                  command_of(task), task);
+  if (visit.failure == 0) return;
+  spdlog::error("{}: {} (pid {}) holds a socket from outside that is shut, but not for good: {}",
+                path, command_of(task), task, strerror(visit.failure));
+  if (visit.failure != ENOMEM) return;
+  // Whoever fills the option memory of a socket to keep it loses the process.
+  if (syscall(SYS_pidfd_send_signal, pidfd.get(), SIGKILL, nullptr, 0) == 0)
+    spdlog::error("{}: pid {} is ended for it", path, task);
+  else
+    spdlog::error("{}: pid {} cannot be ended: {}; CAP_KILL is needed", path, task,
+                  strerror(errno));
 }
 
 struct DiagRequest {
@@ -285,16 +342,15 @@ void shut_foreign_sockets(const SocketSweep& sweep) {
       const std::string where = cgroup_of(sweep.task);
       if (where != path && !where.starts_with(path + "/")) continue;
     }
-    std::set<std::uint64_t> inside;
-    const auto directories = subtree(*root / fs::path(path).relative_path());
-    for (const auto& [directory_id, directory] : directories) inside.insert(directory_id);
+    Inside inside(*root / fs::path(path).relative_path());
     if (sweep.task != 0) {
-      shut_sockets_of(sweep, sweep.task, path, inside);
+      shut_sockets_of(sweep, *root, sweep.task, path, inside);
       continue;
     }
+    const auto directories = inside.directories();
     for (const auto& [directory_id, directory] : directories)
       for (const std::uint32_t task : tasks_of(directory))
-        shut_sockets_of(sweep, task, path, inside);
+        shut_sockets_of(sweep, *root, task, path, inside);
   }
 }
 

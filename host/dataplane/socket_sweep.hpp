@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <map>
 #include <string>
 
@@ -11,10 +12,13 @@
 namespace sluice {
 
 // A socket belongs to the cgroup it was made in. One that a task brings into an attached cgroup
-// from elsewhere is shut (pidfd_getfd and shutdown, which also ends unconnected UDP); a packet
-// socket cannot be shut: it is reported.
+// from elsewhere is taken by pidfd_getfd, tagged and shut. shutdown() tells its owner, also of
+// unconnected UDP; the tag is for good (bpf/swept.h). A packet socket is stopped by the uplink
+// guard alone: it is reported. Where the tag finds no room, since the owner has filled the socket's
+// option memory, the process is ended.
 struct SocketSweep {
-  int iterator_program = -1;                      // sluice_list_sockets
+  const Programs* programs = nullptr;
+  std::filesystem::path stop_pin;                 // of the program that stops what is tagged
   std::map<std::uint64_t, std::string> attached;  // cgroup id -> path
   std::uint32_t task = 0;                         // thread group; 0: every task of the cgroup
   std::uint64_t cgroup_id = 0;                    // where the task went; 0: every attached cgroup

@@ -460,6 +460,127 @@ def test_sockets_opened_before_joining_are_shut(place, workload, kind, family, r
             assert not place.arrives(send)[0]
 
 
+def bring_in(place, workload, inhabitant):
+    """Moves it, and returns once the daemon has shut what it brought."""
+    workload.move_here(inhabitant.process.pid)
+    eventually(lambda: f"(pid {inhabitant.process.pid}) brought into the cgroup" in place.filter.log(whole=True), "its socket is shut")
+
+
+def frames_to(place, address, start):
+    """Of any kind: a handshake is a way out too."""
+    place.flush_host()
+    wanted = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
+    return [frame for frame in place.sniffer.frames[start:] if wanted in frame[14:54]]
+
+
+REVIVED = [("tcp", 4), ("tcp", 6), ("tcp", 46), ("mptcp", 4), ("mptcp", 6), ("mptcp", 46)]
+IDS = [f"{kind}-{family}" for kind, family in REVIVED]
+
+
+@pytest.mark.parametrize("is_connected", [False, True], ids=["made-outside", "connected-outside"])
+@pytest.mark.parametrize("kind, family", REVIVED, ids=IDS)
+def test_a_socket_that_was_shut_cannot_be_revived(place, workload, kind, family, is_connected):
+    """connect(AF_UNSPEC) makes a TCP socket as good as new, except that it is of the cgroup outside."""
+    address = DENIED6 if family == 6 else DENIED4
+    with Inhabitant(place.host, place.outside) as inhabitant:
+        assert inhabitant.do("socket", 0, kind, family) == "ok 0"
+        if is_connected:
+            assert inhabitant.do("connect", 0, address, 443) == "ok 0"
+            assert place.arrives(lambda mark: inhabitant.do("send", 0, mark))[0]
+        bring_in(place, workload, inhabitant)
+        place.flush_host()
+        start = len(place.sniffer.frames)
+        tried = [lambda mark: (inhabitant.do("disconnect", 0), inhabitant.do("connect", 0, address, 443), inhabitant.do("send", 0, mark)),
+                 lambda mark: (inhabitant.do("disconnect", 0), inhabitant.do("fastopen", 0, address, 443, mark)),
+                 lambda mark: (inhabitant.do("disconnect", 0), inhabitant.do("bind", 0, "0.0.0.0" if family == 4 else "::", 7100),
+                               inhabitant.do("uring-connect", 0, address, 443), inhabitant.do("uring-send", 0, mark))]
+        for way in tried:
+            arrived, answers = place.arrives(way)
+            assert not arrived, answers
+        assert frames_to(place, address, start) == []
+    assert attempt(place, f"{kind}-{'mapped' if family == 46 else family}", address, place.outside)[0], "sockets outside go on"
+
+
+@pytest.mark.parametrize("has_listened", [False, True], ids=["listens-inside", "listened-outside"])
+@pytest.mark.parametrize("kind, family", REVIVED, ids=IDS)
+def test_a_socket_that_was_shut_accepts_nobody(place, workload, kind, family, has_listened):
+    """What it would accept is of the cgroup outside as well."""
+    source, far = (SOURCE6, DENIED6) if family == 6 else (SOURCE4, DENIED4)
+
+    def calls():
+        with contextlib.closing(place.internet.socket(socket.AF_INET6 if family == 6 else socket.AF_INET, socket.SOCK_STREAM)) as client:
+            client.bind((far, 0))
+            client.settimeout(1.5)
+            try:
+                client.connect((source, 7200))
+                return True
+            except TimeoutError:
+                return False
+
+    with Inhabitant(place.host, place.outside) as inhabitant:
+        def listen():
+            assert inhabitant.do("bind", 0, "0.0.0.0" if family == 4 else "::", 7200) == "ok 0"
+            assert inhabitant.do("listen", 0) == "ok 0"
+
+        assert inhabitant.do("socket", 0, kind, family) == "ok 0"
+        if has_listened:
+            listen()
+            assert calls() and calls()
+            assert inhabitant.do("accept", 0, 1).startswith("ok")  # the other one waits
+        bring_in(place, workload, inhabitant)
+        inhabitant.do("disconnect", 0)
+        place.flush_host()
+        start = len(place.sniffer.frames)
+        if has_listened:
+            assert inhabitant.do("listen", 0) in ("ok 0", "EINVAL")
+            assert not place.arrives(lambda mark: inhabitant.do("send", 1, mark))[0], "what was accepted before"
+        else:
+            listen()
+        assert not calls()
+        assert [frame for frame in frames_to(place, far, start) if frame[:6] == place.gateway_mac] == []
+
+
+def test_what_a_datagram_socket_had_corked_does_not_leave(place, workload):
+    with Inhabitant(place.host, place.outside) as inhabitant:
+        inhabitant.do("socket", 0, "udp", 4)
+        assert inhabitant.do("cork", 0, 1) == "ok 0"
+
+        def uncork(mark):
+            inhabitant.do("sendto", 0, DENIED4, 9999, mark)
+            return inhabitant.do("cork", 0, 0)
+
+        assert place.arrives(uncork)[0]
+        assert inhabitant.do("cork", 0, 1) == "ok 0"
+        inhabitant.do("sendto", 0, DENIED4, 9999, place.marker(0xFFFD).hex())
+        bring_in(place, workload, inhabitant)
+        inhabitant.do("cork", 0, 0)
+        place.flush_host()
+        assert 0xFFFD not in place.arrived()
+
+
+def test_a_process_that_leaves_no_room_for_the_tag_is_ended(place, workload):
+    """The tag counts against the option memory of the socket, which is its owner's to fill."""
+    with Inhabitant(place.host, place.outside) as inhabitant:
+        inhabitant.do("socket", 0, "tcp", 4)
+        assert inhabitant.do("hoard", 0).startswith("ok")
+        workload.move_here(inhabitant.process.pid)
+        eventually(lambda: inhabitant.process.poll() is not None, "it is ended")
+        assert f"pid {inhabitant.process.pid} is ended for it" in place.filter.log(whole=True)
+
+
+def test_a_socket_of_a_cgroup_that_is_gone_stays_shut(place, workload):
+    former = place.outside.add_child("former")
+    with Inhabitant(place.host, former) as inhabitant:
+        assert inhabitant.do("socket", 0, "tcp", 4) == "ok 0"
+        bring_in(place, workload, inhabitant)
+        former.remove()
+        place.flush_host()
+        start = len(place.sniffer.frames)
+        inhabitant.do("disconnect", 0)
+        assert inhabitant.do("connect", 0, DENIED4, 443) != "ok 0"
+        assert frames_to(place, DENIED4, start) == []
+
+
 def test_a_socket_opened_inside_goes_on_after_a_move_between_children(place, workload):
     """Only sockets from elsewhere are shut: a process that moves within its own attachment keeps its connections."""
     child = workload.add_child("inner")
@@ -471,6 +592,17 @@ def test_a_socket_opened_inside_goes_on_after_a_move_between_children(place, wor
             assert inhabitant.do("send", 0, "00ff") == "ok 2"
             assert inhabitant.do("recv", 0, 5000) == "ok 00ff"
     child.remove()
+
+
+def test_a_socket_brought_in_while_no_daemon_ran_is_shut_by_the_next(place, workload):
+    with Inhabitant(place.host, place.outside) as inhabitant:
+        assert inhabitant.do("socket", 0, "tcp", 4) == "ok 0"
+        place.filter.kill()
+        workload.move_here(inhabitant.process.pid)
+        place.filter.start()
+        eventually(lambda: f"(pid {inhabitant.process.pid}) brought into the cgroup" in place.filter.log(whole=True), "its socket is shut")
+        inhabitant.do("disconnect", 0)
+        assert inhabitant.do("connect", 0, DENIED4, 443) != "ok 0"
 
 
 # ---- what becomes of a packet behind the cgroup's hooks -----------------------------------------------------------------------

@@ -69,8 +69,33 @@ TEST_CASE("the uplink guard drops what came in by an interface that nobody judge
     CHECK(verdict("up0", 0) == kPass);    // another uplink, or back out of the same
     CHECK(verdict(nullptr, 0) == kPass);  // the host's own
     CHECK(verdict("host0", 0) == kDrop);  // attached, but the mark was lost: not judged
-    // A packet socket that a task brought into a filtered cgroup.
+    // A packet socket that an earlier release found in a filtered cgroup.
     CHECK(verdict(nullptr, SLUICE_DOOMED_MARK) == kDrop);
+  }
+}
+
+TEST_CASE("the uplink guard drops what a packet socket sends that was brought into a cgroup") {
+  Gate gate;
+  add_uplink(gate);
+  REQUIRE(gate.plane().set_guards({.uplinks = {"up0"}, .trusted = {}, .parent_cgroups = {}}));
+  const Fd tags = gate.map("swept_sockets");
+  const std::uint32_t on = 1;
+  for (const Bytes& frame : {kSyn4, kSyn6, ethernet(0x88cc, zeros(46))}) {
+    const Fd socket(::socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0));
+    REQUIRE(socket);
+    sockaddr_ll to{};
+    to.sll_family = AF_PACKET;
+    to.sll_ifindex = static_cast<int>(Gate::ifindex("up0"));
+    const auto send = [&] {
+      const auto before = gate.plane().reason_counters();
+      (void)::sendto(socket.get(), frame.data(), frame.size(), 0,
+                     reinterpret_cast<const sockaddr*>(&to), sizeof(to));
+      return gate.reason_since(before);
+    };
+    CHECK(send() == "nothing counted");
+    const int fd = socket.get();
+    REQUIRE(bpf_map_update_elem(tags.get(), &fd, &on, BPF_ANY) == 0);
+    CHECK(send() == "DENY_UNATTACHED_CGROUP");
   }
 }
 

@@ -10,7 +10,8 @@
  * PORT HEX sendmmsg ID PORT HEX ADDRESS...  one call, a message for each address fastopen ID
  * ADDRESS PORT HEX     data in the SYN uring-connect ID ADDRESS PORT | uring-send ID HEX |
  * uring-sendmsg ID ADDRESS PORT HEX frame ID DEVICE HEX              a packet socket vnet-header ID
- * its frames begin with one from now on recv ID MILLISECONDS | close ID
+ * its frames begin with one from now on recv ID MILLISECONDS | close ID disconnect ID
+ * connect() to no family cork ID 0|1 hoard ID              fills the socket's option memory
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -173,6 +174,19 @@ static void prepare_sendmsg(struct io_uring_sqe* entry, void* context) {
   io_uring_prep_sendmsg(entry, call->fd, &call->message, MSG_NOSIGNAL);
 }
 
+/* Keys for signed segments, until there is no room: option memory that the kernel charges. */
+static long hoard(int id) {
+  struct tcp_md5sig key = {.tcpm_keylen = 8, .tcpm_key = "hoarded"};
+  struct sockaddr_in* peer = (struct sockaddr_in*)&key.tcpm_addr;
+  peer->sin_family = AF_INET;
+  for (unsigned number = 1; number < 1u << 16; number++) {
+    peer->sin_addr.s_addr = htonl(0x0a000000u + number);
+    if (setsockopt(sockets[id], IPPROTO_TCP, TCP_MD5SIG, &key, sizeof(key)) != 0)
+      return errno == ENOMEM ? (long)number : -errno;
+  }
+  return -ERANGE;
+}
+
 static void receive(int id, int milliseconds) {
   unsigned char data[2048];
   struct pollfd ready = {.fd = sockets[id], .events = POLLIN};
@@ -245,6 +259,14 @@ static void obey(char** word, int words) {
     answer(outcome(setsockopt(sockets[id], SOL_PACKET, PACKET_VNET_HDR, &on, sizeof(on))));
   } else if (strcmp(command, "recv") == 0 && words == 3) {
     receive(id, atoi(word[2]));
+  } else if (strcmp(command, "disconnect") == 0) {
+    struct sockaddr nobody = {.sa_family = AF_UNSPEC};
+    answer(outcome(connect(sockets[id], &nobody, sizeof(nobody))));
+  } else if (strcmp(command, "cork") == 0 && words == 3) {
+    int on = atoi(word[2]);
+    answer(outcome(setsockopt(sockets[id], IPPROTO_UDP, 1 /* UDP_CORK */, &on, sizeof(on))));
+  } else if (strcmp(command, "hoard") == 0) {
+    answer(hoard(id));
   } else if (strcmp(command, "close") == 0) {
     answer(outcome(close(sockets[id])));
   } else {
