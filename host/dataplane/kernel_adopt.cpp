@@ -170,8 +170,11 @@ Status KernelDataPlane::detach_all(const HostConfig& config) {
   if (!tree->map_directories().empty()) {
     auto plane = open(config);
     if (!plane) return std::unexpected(plane.error());
+    // First: a guard asks for the mark that only attachments set.
+    if (auto unguarded = (*plane)->set_guards({}); !unguarded) return unguarded;
     while (!(*plane)->live_.empty()) (*plane)->forget((*plane)->live_.begin()->first);
   }
+  detach_clsact_guards({});
   if (auto removed = remove_dns_routes(); !removed) return removed;
   std::error_code error;
   fs::remove_all(config.bpffs, error);

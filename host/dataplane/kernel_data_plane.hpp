@@ -95,6 +95,8 @@ class KernelDataPlane final : public DataPlane {
   [[nodiscard]] bool redirectable(const sluice_slot& slot) const;
   [[nodiscard]] Status keep_dns_routes();
   [[nodiscard]] Status guard_uplink(const std::string& name);
+  [[nodiscard]] bool is_guarded(const LinkFacts& uplink) const;
+  void audit_guards();
   [[nodiscard]] Status guard_cgroup(const std::string& path);
   [[nodiscard]] Status trust(const std::vector<std::string>& names);
 
@@ -110,8 +112,9 @@ class KernelDataPlane final : public DataPlane {
   std::uint64_t own_netns_ = 0;
   std::uint32_t next_scope_ = 1;
   GuardSettings guards_;
-  bool dns_routes_ = false;           // made, and to be kept
-  std::set<std::string> guard_pins_;  // file names of the pins that the guards in force have
+  bool dns_routes_ = false;                // made, and to be kept
+  std::set<std::string> guard_pins_;       // file names of the pins that the guards in force have
+  std::set<std::uint32_t> clsact_guards_;  // ifindexes of uplinks whose guard is a clsact filter
 
   Fd link_events_;  // rtnetlink: devices that go, so that their ifindex is cleared before it is
                     // reused

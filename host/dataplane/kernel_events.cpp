@@ -80,6 +80,7 @@ void KernelDataPlane::read_link_events(const DataPlaneEvents& events) {
       }
       const auto ifindex = static_cast<std::uint32_t>(info->ifi_index);
       bpf_map_delete_elem(programs_.map(Map::trusted_interfaces), &ifindex);
+      clsact_guards_.erase(ifindex);  // went with the device
       for (const auto& [index, live] : live_) {
         const sluice_slot& slot = slots_.at(index);
         if (slot.type != SLUICE_TYPE_INTERFACE || slot.ifindex != ifindex ||
@@ -126,6 +127,7 @@ void KernelDataPlane::audit(const DataPlaneEvents& events) {
     }
   }
   for (const auto& [index, reason] : gone) target_gone(index, reason, events);
+  audit_guards();
 }
 
 // Heap space that no word refers to may still be read by a program that began before the flip, and

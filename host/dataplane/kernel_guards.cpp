@@ -3,6 +3,7 @@
 #include <bpf/bpf.h>
 #include <fcntl.h>
 #include <net/if.h>
+#include <spdlog/spdlog.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -26,8 +27,10 @@ Status KernelDataPlane::guard_uplink(const std::string& name) {
   const std::string pin_name = fmt::format("uplink-{}", link->ifindex);
   const auto pin_path = links_ / pin_name;
   if (config_.tc_mechanism == "clsact" || !features_.tcx) {
-    if (auto attached = attach_clsact(link->ifindex, Hook::egress, program); !attached)
+    if (auto attached = attach_clsact(link->ifindex, Hook::egress, program, ClsactOwner::guard);
+        !attached)
       return attached;
+    clsact_guards_.insert(link->ifindex);
     return {};
   }
   if (auto existing = open_link(pin_path); existing) {
@@ -41,6 +44,24 @@ Status KernelDataPlane::guard_uplink(const std::string& name) {
     return std::unexpected(made.error());
   guard_pins_.insert(pin_name);
   return {};
+}
+
+bool KernelDataPlane::is_guarded(const LinkFacts& uplink) const {
+  if (clsact_guards_.contains(uplink.ifindex))
+    return has_clsact(uplink.ifindex, Hook::egress, ClsactOwner::guard);
+  const auto link = open_link(links_ / fmt::format("uplink-{}", uplink.ifindex));
+  return link && tcx_ifindex(link->get()) == uplink.ifindex;
+}
+
+// Another tool may have deleted the qdisc, and our filter with it.
+void KernelDataPlane::audit_guards() {
+  for (const auto& name : guards_.uplinks) {
+    const auto uplink = read_link(name);
+    if (!uplink || is_guarded(*uplink)) continue;
+    spdlog::error("guard: {}: its filter was removed by someone else; setting it again", name);
+    if (auto guarded = guard_uplink(name); !guarded)
+      spdlog::error("guard: {}: unguarded: {}", name, guarded.error().message);
+  }
 }
 
 Status KernelDataPlane::guard_cgroup(const std::string& path) {
@@ -103,14 +124,19 @@ Status KernelDataPlane::set_guards(const GuardSettings& guards) {
   }
   if (auto done = trust(trusted); !done) return done;
   const auto before = std::exchange(guard_pins_, {});
+  const auto clsact_before = std::exchange(clsact_guards_, {});
+  const auto stay = [&] {
+    guard_pins_.insert(before.begin(), before.end());
+    clsact_guards_.insert(clsact_before.begin(), clsact_before.end());
+  };
   for (const auto& name : guards.uplinks)
     if (auto done = guard_uplink(name); !done) {
-      guard_pins_.insert(before.begin(), before.end());
+      stay();
       return fail_with(done.error().code, "guard.uplinks: {}", done.error().message);
     }
   for (const auto& path : guards.parent_cgroups)
     if (auto done = guard_cgroup(path); !done) {
-      guard_pins_.insert(before.begin(), before.end());
+      stay();
       return done;
     }
   guards_ = guards;
@@ -128,6 +154,8 @@ Status KernelDataPlane::set_guards(const GuardSettings& guards) {
       unlink(entry.path().c_str());
     }
   }
+  detach_clsact_guards(clsact_guards_);
+  // Last: a guard that is still there would drop all that carries no mark.
   if (guards.uplinks.empty() && settings.judged_mark != 0) {
     settings.judged_mark = 0;
     bpf_map_update_elem(programs_.map(Map::settings), &zero, &settings, BPF_ANY);

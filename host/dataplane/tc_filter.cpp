@@ -2,11 +2,13 @@
 
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
+#include <net/if.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
+#include <string_view>
 
 namespace sluice {
 namespace {
@@ -29,8 +31,11 @@ struct TcxInfo {
   char rest[64];
 };
 
-// Ours among a device's filters: first in the chain, and a handle that spells its owner.
-constexpr std::uint32_t kPriority = 1, kHandle = 0x51c3;
+// Ours among a device's filters: a handle that spells its owner, and the place in the chain.
+constexpr std::uint32_t kAttachmentPriority = 1, kAttachmentHandle = 0x51c3;
+constexpr std::uint32_t kGuardPriority = 2, kGuardHandle = 0x51c4;
+// As the kernel shortens the names of both uplink programs.
+constexpr const char* kGuardProgram = "sluice_uplink_";
 
 bpf_tc_hook make_hook(std::uint32_t ifindex, Hook hook) {
   bpf_tc_hook made{};
@@ -40,12 +45,26 @@ bpf_tc_hook make_hook(std::uint32_t ifindex, Hook hook) {
   return made;
 }
 
-bpf_tc_opts make_options() {
+bpf_tc_opts make_options(ClsactOwner owner) {
   bpf_tc_opts options{};
   options.sz = sizeof(options);
-  options.handle = kHandle;
-  options.priority = kPriority;
+  const bool guard = owner == ClsactOwner::guard;
+  options.handle = guard ? kGuardHandle : kAttachmentHandle;
+  options.priority = guard ? kGuardPriority : kAttachmentPriority;
   return options;
+}
+
+// Earlier releases put the guard where an attachment's filter goes. Only CAP_SYS_ADMIN may ask
+// which it is.
+bool is_guard_in_attachments_place(std::uint32_t ifindex) {
+  const auto place = make_hook(ifindex, Hook::egress);
+  auto options = make_options(ClsactOwner::attachment);
+  if (bpf_tc_query(&place, &options) != 0) return false;
+  const Fd program(bpf_prog_get_fd_by_id(options.prog_id));
+  bpf_prog_info info{};
+  std::uint32_t length = sizeof(info);
+  return program && bpf_obj_get_info_by_fd(program.get(), &info, &length) == 0 &&
+         std::string_view(info.name).starts_with(kGuardProgram);
 }
 
 }  // namespace
@@ -66,12 +85,12 @@ Result<Fd> attach_tcx(std::uint32_t ifindex, Hook hook, int program,
   return link;
 }
 
-Status attach_clsact(std::uint32_t ifindex, Hook hook, int program) {
+Status attach_clsact(std::uint32_t ifindex, Hook hook, int program, ClsactOwner owner) {
   auto place = make_hook(ifindex, hook);
   if (const int error = bpf_tc_hook_create(&place); error != 0 && error != -EEXIST)
     return fail_with(-error, "interface {}: cannot add the clsact qdisc: {}", ifindex,
                      strerror(-error));
-  auto options = make_options();
+  auto options = make_options(owner);
   options.prog_fd = program;
   options.flags = BPF_TC_F_REPLACE;
   if (const int error = bpf_tc_attach(&place, &options); error != 0)
@@ -80,16 +99,28 @@ Status attach_clsact(std::uint32_t ifindex, Hook hook, int program) {
   return {};
 }
 
-bool has_clsact(std::uint32_t ifindex, Hook hook) {
+bool has_clsact(std::uint32_t ifindex, Hook hook, ClsactOwner owner) {
   const auto place = make_hook(ifindex, hook);
-  auto options = make_options();
+  auto options = make_options(owner);
   return bpf_tc_query(&place, &options) == 0;
 }
 
-void detach_clsact(std::uint32_t ifindex, Hook hook) {
+void detach_clsact(std::uint32_t ifindex, Hook hook, ClsactOwner owner) {
   const auto place = make_hook(ifindex, hook);
-  const auto options = make_options();
+  const auto options = make_options(owner);
   bpf_tc_detach(&place, &options);
+}
+
+void detach_clsact_guards(const std::set<std::uint32_t>& wanted) {
+  struct if_nameindex* links = if_nameindex();
+  if (links == nullptr) return;
+  for (const struct if_nameindex* link = links; link->if_index != 0; ++link) {
+    if (!wanted.contains(link->if_index) &&
+        has_clsact(link->if_index, Hook::egress, ClsactOwner::guard))
+      detach_clsact(link->if_index, Hook::egress, ClsactOwner::guard);
+    if (is_guard_in_attachments_place(link->if_index)) detach_clsact(link->if_index, Hook::egress);
+  }
+  if_freenameindex(links);
 }
 
 Result<Fd> open_link(const std::filesystem::path& pin) {

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <set>
 
 #include "base/fd.hpp"
 #include "base/result.hpp"
@@ -20,12 +21,21 @@ enum class Hook : std::uint8_t { ingress, egress };  // as the kernel means them
 [[nodiscard]] Result<Fd> attach_tcx(std::uint32_t ifindex, Hook hook, int program,
                                     const std::filesystem::path& pin);
 
-// Makes the clsact qdisc where there is none, and puts the program first in its chain. Replaces our
-// own filter when it is already there, atomically.
-[[nodiscard]] Status attach_clsact(std::uint32_t ifindex, Hook hook, int program);
+// Whose clsact filter: each has a priority and a handle of its own, so that a device may be a
+// target and a guarded uplink, and losing the one leaves the other.
+enum class ClsactOwner : std::uint8_t { attachment, guard };
+
+// Makes the clsact qdisc where there is none, and puts the program into its chain: attachments
+// first, the guard behind them. Replaces our own filter when it is already there, atomically.
+[[nodiscard]] Status attach_clsact(std::uint32_t ifindex, Hook hook, int program,
+                                   ClsactOwner owner = ClsactOwner::attachment);
 // True when our filter is there (whatever the program's version).
-[[nodiscard]] bool has_clsact(std::uint32_t ifindex, Hook hook);
-void detach_clsact(std::uint32_t ifindex, Hook hook);
+[[nodiscard]] bool has_clsact(std::uint32_t ifindex, Hook hook,
+                              ClsactOwner owner = ClsactOwner::attachment);
+void detach_clsact(std::uint32_t ifindex, Hook hook, ClsactOwner owner = ClsactOwner::attachment);
+// A clsact filter has no pin to find it by: removes the guards of every device of this namespace
+// except `wanted`.
+void detach_clsact_guards(const std::set<std::uint32_t>& wanted);
 
 // A link's fd from its pin; ENOENT when there is none.
 [[nodiscard]] Result<Fd> open_link(const std::filesystem::path& pin);

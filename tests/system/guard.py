@@ -15,6 +15,7 @@ import pytest
 
 from lab import ALLOWED4, DENIED4, Lab
 from machine import eventually, find_program, rounds
+from packets import PacketSocket
 from workloads import Pulse
 
 TENANTS = """
@@ -171,6 +172,93 @@ def test_the_guard_stops_what_nobody_filters_and_passes_what_is_trusted():
                         assert 9 not in lab.arrived()
             finally:
                 assert pulse.stop()[0] > 0
+
+
+MECHANISMS = pytest.mark.parametrize("mechanism", ["tcx", "clsact"])
+
+
+class GuardedLab(UplinkLab):
+    """Beside the bridges a link that nothing filters."""
+
+    def __init__(self, mechanism, config=BY_BRIDGE + GUARDED):
+        super().__init__()
+        self.numbers = iter(range(100, 0xFFFF))
+        try:
+            self.filter = self.daemon(TENANTS, config, extra_host=f'tc_mechanism = "{mechanism}"\n')
+            self.host.batch(f"""
+                link add other type veth peer name ga netns {self.guest.name}
+                addr add 198.18.3.1/24 dev other
+                link set other up
+                """)
+            self.guest.ip("link", "set", "ga", "up")
+            self.sender = PacketSocket(self.guest, "ga")
+            self.cleanups.callback(self.sender.close)
+        except BaseException:
+            self.close()
+            raise
+
+    def forwards(self):
+        """Does what nobody filters pass the uplink?"""
+        number = next(self.numbers)
+        with contextlib.closing(self.host.socket(socket.AF_INET, socket.SOCK_DGRAM)) as witness:
+            for _ in range(3):
+                self.sender.send(self.udp_frame(number, ALLOWED4, source="198.18.3.2", destination_mac=self.host.mac("other")))
+                self.flush(lambda: witness.sendto(self.marker(self.SENTINEL), (ALLOWED4, 9)))
+        return number in self.arrived()
+
+    def filters(self):
+        return self.host.run("tc", "filter", "show", "dev", "uplink", "egress")
+
+
+@MECHANISMS
+def test_a_guard_that_is_no_longer_wanted_is_gone_after_a_reload(mechanism):
+    with GuardedLab(mechanism) as lab:
+        assert not lab.forwards()
+        lab.filter.write_config(BY_BRIDGE)
+        lab.filter.reload()
+        eventually(lab.forwards, "traffic, once the guard is gone")
+        assert "sluice" not in lab.filters()
+        lab.filter.write_config(BY_BRIDGE + GUARDED)
+        lab.filter.reload()
+        eventually(lambda: not lab.forwards(), "the guard again")
+
+
+@MECHANISMS
+def test_detach_all_removes_the_guard_too(mechanism):
+    with GuardedLab(mechanism) as lab:
+        assert not lab.forwards()
+        lab.filter.stop()
+        assert not lab.forwards(), "the guard outlives the daemon"
+        lab.host.run(find_program("sluiced"), "--detach-all", "--config", lab.filter.config_file)
+        assert lab.forwards()
+        assert "sluice" not in lab.filters()
+
+
+@MECHANISMS
+def test_an_uplink_that_is_a_target_as_well_keeps_its_guard(mechanism):
+    """Attaching it does not replace the guard, detaching it does not remove it."""
+    both = BY_BRIDGE.replace('bridge  = ["bra"]', "", 1).replace('match   = ["*"]', 'match   = ["uplink"]', 1)
+    with GuardedLab(mechanism, both + GUARDED) as lab:
+        assert not lab.forwards()
+        ifindex = lab.host.ifindex("uplink")
+        eventually(lambda: lab.filter.slot_of(ifindex=ifindex), "the uplink under a filter of its own")
+        assert not lab.forwards()
+        lab.filter.write_config(BY_BRIDGE + GUARDED)
+        lab.filter.stop()
+        lab.filter.start()
+        eventually(lambda: not lab.filter.slot_of(ifindex=ifindex), "the uplink without it")
+        assert not lab.forwards()
+
+
+def test_a_guard_that_someone_removes_is_set_again():
+    with GuardedLab("clsact") as lab:
+        for _ in range(2):
+            assert not lab.forwards()
+            lab.host.run("tc", "qdisc", "delete", "dev", "uplink", "clsact")
+            assert "sluice" not in lab.filters()
+            eventually(lambda: "sluice_uplink" in lab.filters(), "the guard again")
+        assert not lab.forwards()
+        assert "uplink: its filter was removed by someone else; setting it again" in lab.filter.log(whole=True)
 
 
 def test_measured_window_without_the_guard():
