@@ -275,10 +275,8 @@ Result<KernelAttachment> KernelDataPlane::attach(const CgroupTarget& target,
     return std::unexpected(error);
   }
   // Tasks may be inside already, with sockets from elsewhere.
-  sluice_event arrival{};
-  arrival.type = SLUICE_EVENT_TASK_MOVED;
-  arrival.cgroup_id = id;
-  task_moved(arrival);
+  moves_.add_cgroup(id);
+  start_socket_sweep();
   return describe(*index);
 }
 

@@ -198,14 +198,9 @@ Status KernelDataPlane::start() {
   events_ = ring_buffer__new(
       programs_.map(Map::events),
       [](void* context, void* data, std::size_t size) {
-        auto* self = static_cast<KernelDataPlane*>(context);
         if (size < sizeof(sluice_event)) return 0;
-        const auto& event = *static_cast<const sluice_event*>(data);
-        if (event.type == SLUICE_EVENT_DENIAL && self->sink_ != nullptr && self->sink_->on_denial)
-          self->sink_->on_denial(event);
-        else if (event.type == SLUICE_EVENT_TASK_MOVED)
-          self->task_moved(event);
-        return 0;
+        return static_cast<KernelDataPlane*>(context)->take_event(
+            *static_cast<const sluice_event*>(data));
       },
       this, nullptr);
   if (events_ == nullptr) return fail_with(errno, "cannot map the event ring: {}", strerror(errno));

@@ -21,6 +21,7 @@
 #include "dataplane/data_plane.hpp"
 #include "dataplane/learned_map.hpp"
 #include "dataplane/link_facts.hpp"
+#include "dataplane/pending_moves.hpp"
 #include "dataplane/pinned_tree.hpp"
 #include "dataplane/policy_store.hpp"
 #include "dataplane/programs.hpp"
@@ -89,7 +90,8 @@ class KernelDataPlane final : public DataPlane {
   void audit(const DataPlaneEvents& events);
   void start_grace_period();
   void target_gone(std::uint32_t index, const std::string& reason, const DataPlaneEvents& events);
-  void task_moved(const sluice_event& event);
+  int take_event(const sluice_event& event);
+  void start_socket_sweep();
   [[nodiscard]] std::filesystem::path stop_pin() const { return links_ / "swept"; }
   void sever(std::uint32_t index);
   [[nodiscard]] bool redirectable(const sluice_slot& slot) const;
@@ -121,7 +123,9 @@ class KernelDataPlane final : public DataPlane {
   Fd task_attached_, task_forked_;
   ring_buffer* events_ = nullptr;
   const DataPlaneEvents* sink_ = nullptr;  // during poll()
-  std::vector<sluice_event> moves_;
+  unsigned events_left_ = 0;               // of this turn's
+  PendingMoves moves_;
+  bool socket_sweep_running_ = false;
   std::deque<std::uint32_t> to_convert_;  // slots on clsact that become TCX links when it is calm
   bool conversion_running_ = false;
   std::uint64_t last_attach_ = 0;

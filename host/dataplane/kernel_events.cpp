@@ -25,6 +25,8 @@ namespace {
 
 constexpr std::uint64_t kSecond = 1'000'000'000;
 constexpr std::uint64_t kAuditInterval = 5 * kSecond, kSweepInterval = 10 * kSecond;
+// As many as half the ring holds: whoever fills it all the time does not keep this thread.
+constexpr unsigned kEventsPerTurn = 1024;
 
 }  // namespace
 
@@ -38,6 +40,15 @@ void KernelDataPlane::watch_links() {
       bind(link_events_.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0)
     spdlog::warn("cannot watch links: {}; devices that go are noticed by the audit, every 5 s",
                  strerror(errno));
+}
+
+// Returns a negative errno to end the turn.
+int KernelDataPlane::take_event(const sluice_event& event) {
+  if (event.type == SLUICE_EVENT_DENIAL && sink_ != nullptr && sink_->on_denial)
+    sink_->on_denial(event);
+  else if (event.type == SLUICE_EVENT_TASK_MOVED)
+    moves_.add_task(event.pid);
+  return events_left_ == 0 || --events_left_ == 0 ? -EAGAIN : 0;
 }
 
 std::vector<int> KernelDataPlane::poll_fds() {
@@ -153,7 +164,8 @@ void KernelDataPlane::start_grace_period() {
 
 void KernelDataPlane::poll(const DataPlaneEvents& events) {
   sink_ = &events;
-  ring_buffer__consume(events_);
+  events_left_ = kEventsPerTurn;
+  ring_buffer__consume(events_);  // the rest keeps poll_fds() readable
   sink_ = nullptr;
   background_.complete();
   read_link_events(events);
@@ -161,14 +173,15 @@ void KernelDataPlane::poll(const DataPlaneEvents& events) {
   if (now - last_audit_ > kAuditInterval) {
     last_audit_ = now;
     audit(events);
-    const std::uint32_t zero = 0;
-    std::uint64_t lost = 0;
-    bpf_map_lookup_elem(programs_.map(Map::lost_moves), &zero, &lost);
-    if (lost != lost_moves_) {
-      lost_moves_ = lost;
-      task_moved({});  // every task of every attached cgroup
-    }
   }
+  const std::uint32_t zero = 0;
+  std::uint64_t lost = 0;
+  bpf_map_lookup_elem(programs_.map(Map::lost_moves), &zero, &lost);
+  if (lost != lost_moves_) {
+    lost_moves_ = lost;
+    moves_.add_everything();
+  }
+  start_socket_sweep();
   if (dns_routes_ && now - last_dns_check_ > kAuditInterval) {
     last_dns_check_ = now;
     if (auto kept = keep_dns_routes(); !kept) spdlog::error("{}", kept.error().message);
@@ -181,21 +194,21 @@ void KernelDataPlane::poll(const DataPlaneEvents& events) {
   convert_next();
 }
 
-// `event.pid` 0: every task of the cgroup; `event.cgroup_id` 0: of every attached cgroup.
-void KernelDataPlane::task_moved(const sluice_event& event) {
-  if (!features_.task_events) return;
+// One sweep at a time; what moves meanwhile is for the next.
+void KernelDataPlane::start_socket_sweep() {
+  if (socket_sweep_running_ || moves_.empty() || !features_.task_events) return;
   SocketSweep sweep;
   sweep.programs = &programs_;
   sweep.stop_pin = stop_pin();
+  sweep.moves = moves_.take();
   for (const auto& [index, live] : live_)
     if (slots_.at(index).type == SLUICE_TYPE_CGROUP)
       sweep.attached[slots_.at(index).cgroup_id] = live.name;
   if (sweep.attached.empty()) return;
-  sweep.task = event.pid;
-  sweep.cgroup_id = event.cgroup_id;
-  background_.run([sweep = std::move(sweep)]() -> Background::Completion {
+  socket_sweep_running_ = true;
+  background_.run([this, sweep = std::move(sweep)]() -> Background::Completion {
     shut_foreign_sockets(sweep);
-    return {};
+    return [this] { socket_sweep_running_ = false; };
   });
 }
 

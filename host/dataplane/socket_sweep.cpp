@@ -144,16 +144,22 @@ class Inside {
  public:
   explicit Inside(fs::path directory) : directory_(std::move(directory)) { look(); }
   [[nodiscard]] const std::map<std::uint64_t, fs::path>& directories() const { return found_; }
-  // Looks again for an id that is not known: it may be of a cgroup made since.
+  // Looks again for an id that is not known, once: it may be of a cgroup made since, but a cgroup
+  // never moves.
   [[nodiscard]] bool holds(std::uint64_t id) {
-    if (!found_.contains(id)) look();
-    return found_.contains(id);
+    if (found_.contains(id)) return true;
+    if (outside_.contains(id)) return false;
+    look();
+    if (found_.contains(id)) return true;
+    outside_.insert(id);
+    return false;
   }
 
  private:
   void look() { found_ = subtree(directory_); }
   fs::path directory_;
   std::map<std::uint64_t, fs::path> found_;
+  std::set<std::uint64_t> outside_;
 };
 
 // What one task brought along.
@@ -336,22 +342,23 @@ std::size_t destroy_in_namespace(const SeverRequest& request,
 void shut_foreign_sockets(const SocketSweep& sweep) {
   const auto root = find_cgroup2();
   if (!root) return;
+  std::map<std::string, Inside> known;  // by the path of an attached cgroup
+  const auto inside = [&](const std::string& path) -> Inside& {
+    return known.try_emplace(path, *root / fs::path(path).relative_path()).first->second;
+  };
+  std::set<std::string> attached;
   for (const auto& [id, path] : sweep.attached) {
-    if (sweep.task == 0 && sweep.cgroup_id != 0 && sweep.cgroup_id != id) continue;
-    if (sweep.task != 0) {
-      const std::string where = cgroup_of(sweep.task);
-      if (where != path && !where.starts_with(path + "/")) continue;
-    }
-    Inside inside(*root / fs::path(path).relative_path());
-    if (sweep.task != 0) {
-      shut_sockets_of(sweep, *root, sweep.task, path, inside);
-      continue;
-    }
-    const auto directories = inside.directories();
+    attached.insert(path);
+    if (!sweep.moves.everything && !sweep.moves.cgroups.contains(id)) continue;
+    const auto directories = inside(path).directories();
     for (const auto& [directory_id, directory] : directories)
       for (const std::uint32_t task : tasks_of(directory))
-        shut_sockets_of(sweep, *root, task, path, inside);
+        shut_sockets_of(sweep, *root, task, path, inside(path));
   }
+  for (const std::uint32_t task : sweep.moves.tasks)
+    for (fs::path where = cgroup_of(task); where.has_relative_path(); where = where.parent_path())
+      if (attached.contains(where.string()))
+        shut_sockets_of(sweep, *root, task, where.string(), inside(where.string()));
 }
 
 void destroy_denied_sockets(const SeverRequest& request) {

@@ -7,6 +7,7 @@
 #include <map>
 #include <string>
 
+#include "dataplane/pending_moves.hpp"
 #include "dataplane/programs.hpp"
 
 namespace sluice {
@@ -20,8 +21,7 @@ struct SocketSweep {
   const Programs* programs = nullptr;
   std::filesystem::path stop_pin;                 // of the program that stops what is tagged
   std::map<std::uint64_t, std::string> attached;  // cgroup id -> path
-  std::uint32_t task = 0;                         // thread group; 0: every task of the cgroup
-  std::uint64_t cgroup_id = 0;                    // where the task went; 0: every attached cgroup
+  Moves moves;
 };
 void shut_foreign_sockets(const SocketSweep& sweep);
 

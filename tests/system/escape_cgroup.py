@@ -594,6 +594,45 @@ def test_a_socket_opened_inside_goes_on_after_a_move_between_children(place, wor
     child.remove()
 
 
+MOVES_TO_AND_FRO = """
+import os, sys
+doors = [os.open(f"{path}/cgroup.procs", os.O_WRONLY) for path in sys.argv[1:]]
+print("moving", flush=True)
+while True:
+    for door in doors:
+        os.write(door, b"0")
+"""
+
+
+def resident_kib(pid):
+    with open(f"/proc/{pid}/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+
+
+def test_a_flood_of_moves_does_not_keep_a_socket_open(place, workload):
+    """Nor does it fill the daemon: whoever moves all the time is looked at again, not more often than once at a time."""
+    left, right = workload.add_child("left"), workload.add_child("right")
+    before = resident_kib(place.filter.process.pid)
+    movers = [place.host.popen([sys.executable, "-c", MOVES_TO_AND_FRO, left.path, right.path], stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        for mover in movers:
+            assert mover.stdout.readline() == b"moving\n"
+        time.sleep(2)  # what had piled up by then would be looked at first
+        for _ in range(5):
+            with Inhabitant(place.host, place.outside) as inhabitant:
+                assert inhabitant.do("socket", 0, "udp", 4) == "ok 0"
+                bring_in(place, workload, inhabitant)
+                assert not place.arrives(lambda mark: inhabitant.do("sendto", 0, DENIED4, 9999, mark))[0]
+        assert resident_kib(place.filter.process.pid) < before + 8192
+    finally:
+        for mover in movers:
+            mover.kill()
+            mover.wait()
+            mover.stdout.close()
+    left.remove()
+    right.remove()
+
+
 def test_a_socket_brought_in_while_no_daemon_ran_is_shut_by_the_next(place, workload):
     with Inhabitant(place.host, place.outside) as inhabitant:
         assert inhabitant.do("socket", 0, "tcp", 4) == "ok 0"
