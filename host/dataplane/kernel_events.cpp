@@ -207,8 +207,10 @@ void KernelDataPlane::start_socket_sweep() {
   if (sweep.attached.empty()) return;
   socket_sweep_running_ = true;
   background_.run([this, sweep = std::move(sweep)]() -> Background::Completion {
-    shut_foreign_sockets(sweep);
-    return [this] { socket_sweep_running_ = false; };
+    return [this, unsettled = shut_foreign_sockets(sweep)] {
+      socket_sweep_running_ = false;
+      for (const std::uint32_t task : unsettled) moves_.add_task(task);
+    };
   });
 }
 

@@ -20,6 +20,7 @@
 #include <filesystem>
 #include <fstream>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "dataplane/cgroup_filter.hpp"
@@ -177,12 +178,13 @@ struct Visit {
 bool shut_socket(Visit& visit, const SocketRow& row) {
   const Fd socket(pidfd_getfd(visit.pidfd, row.fd));
   if (!socket) {
-    if (errno == EPERM && visit.unreachable.insert(row.fd).second)
+    const int code = errno;
+    if (code == EPERM && visit.unreachable.insert(row.fd).second)
       spdlog::error(
           "{}: {} (pid {}) brought socket {} into the cgroup, and it cannot be reached to be shut: "
           "{}; CAP_SYS_PTRACE is needed",
-          visit.path, command_of(visit.task), visit.task, row.fd, strerror(errno));
-    return false;
+          visit.path, command_of(visit.task), visit.task, row.fd, strerror(code));
+    return code == EBADF;  // it may have another number by now
   }
   const Tag tagged = tag(visit.sweep.programs->map(Map::swept_sockets), socket.get());
   if (tagged == Tag::was_there) return false;
@@ -198,23 +200,24 @@ bool shut_socket(Visit& visit, const SocketRow& row) {
   return true;
 }
 
-void shut_sockets_of(const SocketSweep& sweep, const fs::path& root, std::uint32_t task,
+// Returns false when there was always something new.
+bool shut_sockets_of(const SocketSweep& sweep, const fs::path& root, std::uint32_t task,
                      const std::string& path, Inside& inside) {
   const Fd pidfd(pidfd_open(task));
-  if (!pidfd) return;
+  if (!pidfd) return true;
   Visit visit{sweep, task, pidfd.get(), path, {}};
-  bool again = true;
+  bool again = true, found = false;
   for (int pass = 0; pass < kPasses && again; ++pass) {
     again = false;
     visit.failure = 0;
     for (const SocketRow& row :
          sockets_of(sweep.programs->program(Program::list_sockets), pidfd.get())) {
       if (inside.holds(row.cgroup_id)) continue;
-      if (auto stopped = stop_tagged_sockets(sweep, root); !stopped)
-        spdlog::error(
-            "{}: sockets brought into the cgroup can only be shut, which is not for good: "
-            "{}",
-            path, stopped.error().message);
+      if (!std::exchange(found, true))
+        if (auto stopped = stop_tagged_sockets(sweep, root); !stopped)
+          spdlog::error(
+              "{}: sockets brought into the cgroup can only be shut, which is not for good: {}",
+              path, stopped.error().message);
       again |= shut_socket(visit, row);
     }
     if (visit.failure != 0) usleep(1000);  // the kernel may be short of memory for a moment
@@ -222,16 +225,17 @@ void shut_sockets_of(const SocketSweep& sweep, const fs::path& root, std::uint32
   if (visit.shut != 0)
     spdlog::info("{}: shut {} socket(s) that {} (pid {}) brought into the cgroup", path, visit.shut,
                  command_of(task), task);
-  if (visit.failure == 0) return;
+  if (visit.failure == 0) return !again;
   spdlog::error("{}: {} (pid {}) holds a socket from outside that is shut, but not for good: {}",
                 path, command_of(task), task, strerror(visit.failure));
-  if (visit.failure != ENOMEM) return;
+  if (visit.failure != ENOMEM) return true;
   // Whoever fills the option memory of a socket to keep it loses the process.
   if (syscall(SYS_pidfd_send_signal, pidfd.get(), SIGKILL, nullptr, 0) == 0)
     spdlog::error("{}: pid {} is ended for it", path, task);
   else
     spdlog::error("{}: pid {} cannot be ended: {}; CAP_KILL is needed", path, task,
                   strerror(errno));
+  return true;
 }
 
 struct DiagRequest {
@@ -339,9 +343,10 @@ std::size_t destroy_in_namespace(const SeverRequest& request,
 
 }  // namespace
 
-void shut_foreign_sockets(const SocketSweep& sweep) {
+std::set<std::uint32_t> shut_foreign_sockets(const SocketSweep& sweep) {
   const auto root = find_cgroup2();
-  if (!root) return;
+  if (!root) return {};
+  std::set<std::uint32_t> unsettled;
   std::map<std::string, Inside> known;  // by the path of an attached cgroup
   const auto inside = [&](const std::string& path) -> Inside& {
     return known.try_emplace(path, *root / fs::path(path).relative_path()).first->second;
@@ -353,12 +358,14 @@ void shut_foreign_sockets(const SocketSweep& sweep) {
     const auto directories = inside(path).directories();
     for (const auto& [directory_id, directory] : directories)
       for (const std::uint32_t task : tasks_of(directory))
-        shut_sockets_of(sweep, *root, task, path, inside(path));
+        if (!shut_sockets_of(sweep, *root, task, path, inside(path))) unsettled.insert(task);
   }
   for (const std::uint32_t task : sweep.moves.tasks)
     for (fs::path where = cgroup_of(task); where.has_relative_path(); where = where.parent_path())
-      if (attached.contains(where.string()))
-        shut_sockets_of(sweep, *root, task, where.string(), inside(where.string()));
+      if (attached.contains(where.string()) &&
+          !shut_sockets_of(sweep, *root, task, where.string(), inside(where.string())))
+        unsettled.insert(task);
+  return unsettled;
 }
 
 void destroy_denied_sockets(const SeverRequest& request) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <set>
 #include <string>
 
 #include "dataplane/pending_moves.hpp"
@@ -23,7 +24,9 @@ struct SocketSweep {
   std::map<std::uint64_t, std::string> attached;  // cgroup id -> path
   Moves moves;
 };
-void shut_foreign_sockets(const SocketSweep& sweep);
+// Returns the tasks whose sockets changed their numbers, or became more, each time they were looked
+// at: to be looked at again.
+std::set<std::uint32_t> shut_foreign_sockets(const SocketSweep& sweep);
 
 // After a tightening: TCP connections of a cgroup's sockets to destinations that its policy now
 // denies are reset (SOCK_DESTROY), so that applications notice at once.
