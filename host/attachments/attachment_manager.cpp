@@ -119,6 +119,7 @@ void AttachmentManager::erase(Attachment& attachment, const std::string& reason)
   }
   if (!attachment.claimed) unclaimed_ -= 1;
   if (attachment.held) held_ -= 1;
+  confirm(attachment);
   auto [first, last] = by_target_.equal_range(target_key(attachment.target));
   for (; first != last; ++first) {
     if (first->second == &attachment) {
@@ -256,6 +257,7 @@ void AttachmentManager::turn() {
   }
   end_holds(now);
   drop_unclaimed(now);
+  drop_unconfirmed(now);
   expire(now);
 }
 
@@ -286,7 +288,7 @@ void AttachmentManager::end_holds(BootTime now) {
 }
 
 void AttachmentManager::drop_unclaimed(BootTime now) {
-  if (unclaimed_ == 0 || !started_) return;
+  if (unclaimed_ == 0 || !started_ || reloading_) return;
   for (const auto& [name, instance] : instances_) {
     if (!instance.roles.discovery ||
         (instance.state == InstanceState::running && instance.listed)) {
@@ -301,7 +303,13 @@ void AttachmentManager::drop_unclaimed(BootTime now) {
   }
   std::vector<Attachment*> unclaimed;
   for (auto& [id, attachment] : attachments_) {
-    if (!attachment->claimed) unclaimed.push_back(attachment.get());
+    if (attachment->claimed) continue;
+    if (is_asked_for(*attachment)) {
+      hand_over(*attachment);  // what hindered it may be over
+      if (!attachment->claimed) wake_at(after(now, timing_.hold));
+      continue;
+    }
+    unclaimed.push_back(attachment.get());
   }
   std::string names;
   std::size_t dropped = 0;
@@ -330,6 +338,33 @@ void AttachmentManager::narrow_learned(BootTime now) {
   learned_.begin_narrowing();
   for (auto& [id, attachment] : attachments_)
     if (learned_.narrow(attachment->id) && attachment->wire) sever(*attachment);
+}
+
+// Handed over to a discovery that may have stopped wanting it before it was its own: it would have
+// had no id to detach.
+void AttachmentManager::drop_unconfirmed(BootTime now) {
+  if (unconfirmed_ == 0) return;
+  std::vector<Attachment*> lapsed;
+  for (auto& [id, attachment] : attachments_) {
+    if (due(attachment->confirm_by, now)) lapsed.push_back(attachment.get());
+    wake_at(attachment->confirm_by);
+  }
+  for (auto* attachment : lapsed) {
+    const auto name = target_name(attachment->target);
+    auto status = plane_.detach(attachment->slot);
+    if (!status && status.error().code != ENOENT && status.error().code != ENODEV) {
+      spdlog::error(
+          "{}: its discovery detached it, {} asks for it no more, and it cannot be "
+          "detached: {}",
+          name, attachment->discovered_by, status.error().message);
+      attachment->confirm_by = after(now, timing_.listing);
+      wake_at(attachment->confirm_by);
+      continue;
+    }
+    spdlog::info("{}: detached; {} had asked for it and does so no more", name,
+                 attachment->discovered_by);
+    erase(*attachment, "no discovery claims it");
+  }
 }
 
 // Rules that ended. The programs stopped honouring them in time; here their space is freed, both

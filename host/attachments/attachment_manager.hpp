@@ -15,6 +15,10 @@
 //       |                    '-- kept the kernel's policy until then
 //       '-- nobody claims it and every discovery has listed: detached
 //
+// One that changes hands keeps its filter. A discovery that asks for what another one has is
+// refused (EEXIST) and remembered: when the other lets go, by a listing without it, by its end or
+// by a detach, the attachment becomes the asker's on the spot.
+//
 // It is spread over files by what it does:
 //
 //   attachment_state.hpp    what it remembers of each attachment and instance
@@ -48,6 +52,9 @@ struct AttachmentTiming {
   std::chrono::nanoseconds hold = std::chrono::seconds{5};
   // How long a running discovery may take to say that it has listed everything.
   std::chrono::nanoseconds listing = std::chrono::seconds{60};
+  // What one discovery detached and another had asked for is the other's, if it asks again in this
+  // time; longer than any discovery waits between two attempts.
+  std::chrono::nanoseconds confirmation = std::chrono::seconds{120};
   // Policies whose rules expire are compiled anew this long after, many at a time.
   std::chrono::nanoseconds recompile_delay = std::chrono::seconds{1};
 };
@@ -82,8 +89,15 @@ class AttachmentManager final : public Core {
   // A configured instance and what has become of it. Every discovery must be known (`starting`)
   // before started(), so that attachments are not dropped for want of one that is still to list.
   void instance(const std::string& name, InstanceRoles roles, InstanceState state);
-  // Gone from the configuration. Its attachments wait for another discovery to claim them.
+  // It has stopped and will not start again: its attachments are whose who asks for them.
+  void release(const std::string& name);
+  // Gone from the configuration; releases as well.
   void forget_instance(const std::string& name);
+  // Around the restarts of a reload and its rewire(). In between nothing is dropped for want of a
+  // claim, and what changes hands keeps the wire that it has: the one that it will have does not
+  // hold yet.
+  void begin_reload() { reloading_ = true; }
+  void end_reload();
   // All instances have been started once (or failed to): from now unclaimed attachments may go.
   void started();
 
@@ -147,6 +161,7 @@ class AttachmentManager final : public Core {
  private:
   struct Attachment;
   struct Instance;
+  struct Ask;
   struct Composed;
   struct Change;
 
@@ -169,6 +184,7 @@ class AttachmentManager final : public Core {
   void wake_at(BootTime when);
   void end_holds(BootTime now);
   void drop_unclaimed(BootTime now);
+  void drop_unconfirmed(BootTime now);
   void expire(BootTime now);
   void narrow_learned(BootTime now);
 
@@ -176,6 +192,12 @@ class AttachmentManager final : public Core {
   [[nodiscard]] Result<AttachmentId> claim(Attachment& attachment, const std::string& instance,
                                            const Target& target, const Labels& labels);
   [[nodiscard]] std::uint32_t run_of(const std::string& instance) const;
+  void remember_ask(Attachment& attachment, Ask ask);
+  [[nodiscard]] bool is_asked_for(const Attachment& attachment) const;
+  void let_go(Attachment& attachment);
+  void hand_over(Attachment& attachment);
+  void confirm(Attachment& attachment);
+  [[nodiscard]] bool may_change_hands(const Attachment& attachment, BootTime now) const;
   void tell_rewired(const Attachment& attachment, const WirePtr& before, bool domains_changed,
                     bool is_new);
   void tell_policy(const Change& change, const std::string& speaker);
@@ -229,10 +251,10 @@ class AttachmentManager final : public Core {
   std::set<WirePtr> warned_unresolved_;
   std::vector<std::pair<std::uint32_t, std::string>> gone_;
   std::vector<Denial> denials_;
-  bool started_ = false;
+  bool started_ = false, reloading_ = false;
   bool redirections_stale_ = false;  // which resolvers serve has changed
   bool resolvers_needed_ = true;     // routes of an earlier life may be there
-  std::size_t unclaimed_ = 0, held_ = 0;
+  std::size_t unclaimed_ = 0, held_ = 0, unconfirmed_ = 0;
   std::uint64_t publishes_ = 0;
   BootTime wake_;  // the earliest deadline; never: none
   BootTime forget_learned_at_;

@@ -40,6 +40,14 @@ struct AttachmentManager::Instance {
   }
 };
 
+// Of a discovery that wants what another one has: what it would have been attached with.
+struct AttachmentManager::Ask {
+  std::string instance;
+  std::uint32_t run = 0;  // of the instance; another run asks anew
+  Target target;
+  Labels labels;
+};
+
 struct AttachmentManager::Attachment {
   AttachmentId id;
   std::uint32_t slot = 0;
@@ -50,7 +58,10 @@ struct AttachmentManager::Attachment {
   Labels labels;
   std::string discovered_by;
   bool claimed = false;
-  bool held = false;  // keeps the policy it was found with
+  BootTime let_go_at;     // by the discovery that had claimed it
+  BootTime confirm_by;    // handed over: when whom it went to has to have asked again
+  std::vector<Ask> asks;  // refused, first come first served
+  bool held = false;      // keeps the policy it was found with
   BootTime held_until;
 
   WirePtr wire;                  // null while unclaimed after adoption

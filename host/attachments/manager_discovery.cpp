@@ -194,20 +194,26 @@ Result<AttachmentId> AttachmentManager::attach(const std::string& instance, cons
 
 Result<AttachmentId> AttachmentManager::claim(Attachment& attachment, const std::string& instance,
                                               const Target& target, const Labels& labels) {
+  const auto run = run_of(instance);
   if (attachment.claimed && attachment.discovered_by != instance) {
+    remember_ask(attachment, {instance, run, target, labels});
     return fail_with(EEXIST,
                      "{}: already attached by {}; let only one discovery match it, or detach it "
                      "there first",
                      target_name(target), attachment.discovered_by);
   }
   const auto now = clock_();
-  const auto wire = match_wire(wiring_, target, labels, instance);
   const bool was_claimed = attachment.claimed;
   const bool first_time = attachment.wire == nullptr;
   const auto before = attachment.wire;
+  // By another discovery, or by another run of the same with other options.
+  const bool anew = !was_claimed || attachment.run != run;
+  const auto wire =
+      reloading_ && anew && !first_time ? before : match_wire(wiring_, target, labels, instance);
   const bool same_name = target_name(attachment.target) == target_name(target);
   if (was_claimed && wire == before && labels == attachment.labels && same_name) {
-    attachment.run = run_of(instance);
+    confirm(attachment);
+    attachment.run = run;
     return attachment.id;
   }
 
@@ -239,8 +245,10 @@ Result<AttachmentId> AttachmentManager::claim(Attachment& attachment, const std:
   if (!was_claimed) unclaimed_ -= 1;
   attachment.claimed = true;
   attachment.discovered_by = instance;
-  attachment.run = run_of(instance);
+  attachment.run = run;
   attachment.labels = labels;
+  std::erase_if(attachment.asks, [&](const Ask& ask) { return ask.instance == instance; });
+  confirm(attachment);
   warn_unwired(attachment);
   tell_rewired(attachment, before, changes.front().domains_changed, false);
   return attachment.id;
@@ -261,6 +269,15 @@ Status AttachmentManager::detach(const std::string& instance, AttachmentId id,
                                  const std::string& reason) {
   auto* attachment = find(id);
   if (auto status = owned_by(attachment, instance, id); !status) return status;
+  if (is_asked_for(*attachment)) {
+    let_go(*attachment);
+    if (attachment->claimed) {
+      attachment->confirm_by = after(clock_(), timing_.confirmation);
+      wake_at(attachment->confirm_by);
+      unconfirmed_ += 1;
+    }
+    return {};
+  }
   auto status = plane_.detach(attachment->slot);
   if (!status && status.error().code != ENOENT && status.error().code != ENODEV) {
     return fail_with(status.error().code, "{}: {}", target_name(attachment->target),
@@ -268,6 +285,73 @@ Status AttachmentManager::detach(const std::string& instance, AttachmentId id,
   }
   erase(*attachment, reason);
   return {};
+}
+
+// ---- from one discovery to another
+// ---------------------------------------------------------------
+
+void AttachmentManager::remember_ask(Attachment& attachment, Ask ask) {
+  for (auto& known : attachment.asks) {
+    if (known.instance != ask.instance) continue;
+    known = std::move(ask);
+    return;
+  }
+  attachment.asks.push_back(std::move(ask));
+}
+
+bool AttachmentManager::is_asked_for(const Attachment& attachment) const {
+  return std::ranges::any_of(attachment.asks, [&](const Ask& ask) {
+    const auto found = instances_.find(ask.instance);
+    return found != instances_.end() && found->second.run == ask.run;
+  });
+}
+
+// Its discovery answers for it no more.
+void AttachmentManager::let_go(Attachment& attachment) {
+  confirm(attachment);
+  attachment.claimed = false;
+  attachment.let_go_at = clock_();
+  unclaimed_ += 1;
+  hand_over(attachment);
+}
+
+// To the first that has asked for it, as if it asked now. Where that fails it stays unclaimed under
+// the policy that it has; it is tried again with the next round of claims.
+void AttachmentManager::hand_over(Attachment& attachment) {
+  std::erase_if(attachment.asks, [&](const Ask& ask) {
+    const auto found = instances_.find(ask.instance);
+    return found == instances_.end() || found->second.run != ask.run;
+  });
+  if (attachment.asks.empty()) return;
+  const auto ask = attachment.asks.front();
+  const auto former = attachment.discovered_by;
+  if (auto claimed = claim(attachment, ask.instance, ask.target, ask.labels); !claimed) {
+    spdlog::error("{}: cannot be handed over from {} to {}: {}; it keeps its policy, trying again",
+                  target_name(attachment.target), former, ask.instance, claimed.error().message);
+    return;
+  }
+  spdlog::info("{}: handed over from {} to {}", target_name(attachment.target), former,
+               ask.instance);
+}
+
+void AttachmentManager::confirm(Attachment& attachment) {
+  if (attachment.confirm_by.never()) return;
+  attachment.confirm_by = {};
+  unconfirmed_ -= 1;
+}
+
+// Its discovery has let go of it, or has begun another run and not come to it yet. What it is known
+// by is of the past, and so is no measure for another wiring.
+bool AttachmentManager::may_change_hands(const Attachment& attachment, BootTime now) const {
+  if (!attachment.claimed) return !due(after(attachment.let_go_at, timing_.listing), now);
+  const auto found = instances_.find(attachment.discovered_by);
+  if (found == instances_.end()) return false;
+  const auto& instance = found->second;
+  if (attachment.run == instance.run || instance.listed) return false;
+  if (instance.state == InstanceState::running) {
+    return !due(after(instance.running_since, timing_.listing), now);
+  }
+  return instance.state == InstanceState::starting;
 }
 
 std::uint32_t AttachmentManager::run_of(const std::string& instance) const {
@@ -281,9 +365,7 @@ Status AttachmentManager::listed(const std::string& instance) {
   // What an earlier run attached and this one did not find again.
   for (auto& [id, attachment] : attachments_) {
     if (!attachment->claimed || attachment->discovered_by != instance) continue;
-    if (attachment->run == state.run) continue;
-    attachment->claimed = false;
-    unclaimed_ += 1;
+    if (attachment->run != state.run) let_go(*attachment);
   }
   if (unclaimed_ != 0) wake_at(clock_());
   return {};
@@ -315,14 +397,22 @@ void AttachmentManager::instance(const std::string& name, InstanceRoles roles,
   wake_at(clock_());
 }
 
+void AttachmentManager::release(const std::string& name) {
+  for (auto& [id, attachment] : attachments_) {
+    std::erase_if(attachment->asks, [&](const Ask& ask) { return ask.instance == name; });
+    if (attachment->claimed && attachment->discovered_by == name) let_go(*attachment);
+  }
+  wake_at(clock_());
+}
+
 void AttachmentManager::forget_instance(const std::string& name) {
+  release(name);
   instances_.erase(name);
   redirections_stale_ = true;
-  for (auto& [id, attachment] : attachments_) {
-    if (!attachment->claimed || attachment->discovered_by != name) continue;
-    attachment->claimed = false;
-    unclaimed_ += 1;
-  }
+}
+
+void AttachmentManager::end_reload() {
+  reloading_ = false;
   wake_at(clock_());
 }
 

@@ -138,14 +138,17 @@ Status AttachmentManager::check_rewire(const Wiring& asked) {
 
 Status AttachmentManager::rewire(Wiring asked) {
   auto wiring = reuse(std::move(asked), wiring_);
-  auto floor_only = cache_.image({}, wiring.floor, clock_());
+  const auto now = clock_();
+  auto floor_only = cache_.image({}, wiring.floor, now);
   if (!floor_only) return std::unexpected(floor_only.error());
   std::vector<Change> changes;
   std::vector<WirePtr> before;
   for (auto& [id, attachment] : attachments_) {
     if (!attachment->wire) continue;
     auto wire =
-        match_wire(wiring, attachment->target, attachment->labels, attachment->discovered_by);
+        may_change_hands(*attachment, now)
+            ? attachment->wire
+            : match_wire(wiring, attachment->target, attachment->labels, attachment->discovered_by);
     auto layers = carry_over(*attachment, wire);
     before.push_back(attachment->wire);
     changes.push_back(Change::of(*attachment, std::move(wire), std::move(layers)));

@@ -157,6 +157,7 @@ Daemon::Daemon(LoadedConfig loaded, DaemonParts parts, StateLock lock,
   }
   auto settings = plugin_settings(config_, parts_.library_owner);
   settings.on_state = [this](const PluginStatus& status) { follow(status); };
+  settings.on_removed = [this](const std::string& instance) { manager_->release(instance); };
   plugins_ = std::make_unique<PluginHost>(*manager_, *loop_, std::move(settings));
   tee_ = std::make_unique<Tee>(*plugins_, *manager_);
   manager_->set_events(*tee_);
@@ -323,6 +324,7 @@ void Daemon::reload_checked() {
                          InstanceState::starting);
     }
   }
+  manager_->begin_reload();
   auto shared = std::make_shared<LoadedConfig>(std::move(*loaded));
   auto plugins = std::exchange(shared->plugins, {});
   plugins_->apply(std::move(plugins), [this, shared](const Status& status) {
@@ -346,6 +348,7 @@ void Daemon::reload_applied(const Status& status, LoadedConfig& loaded) {
   if (auto rewired = manager_->rewire(Wiring(next)); !rewired) {
     errors.push_back(rewired.error().message + "; the former wiring stays in force");
   }
+  manager_->end_reload();
   if (!same_guards(config_.guard, next.guard)) {
     if (auto guarded = plane_->set_guards(next.guard); !guarded) {
       errors.push_back(guarded.error().message);
@@ -357,7 +360,19 @@ void Daemon::reload_applied(const Status& status, LoadedConfig& loaded) {
   config_ = std::move(next);
   config_.host = host;
   drop_descriptors_of_others();
-  reload_done(std::move(errors), true);
+  listing_until_ = EventLoop::Clock::now() + kListingPatience;
+  reload_listed(std::move(errors));
+}
+
+// Discoveries that began anew have yet to come to what exists: until then it has its former policy,
+// and the reload is not done.
+void Daemon::reload_listed(std::vector<std::string> errors) {
+  if (stopping_) return;
+  if (manager_->all_listed() || EventLoop::Clock::now() >= listing_until_) {
+    return reload_done(std::move(errors), true);
+  }
+  loop_->after(2ms,
+               [this, errors = std::move(errors)]() mutable { reload_listed(std::move(errors)); });
 }
 
 void Daemon::reload_done(std::vector<std::string> errors, bool applied) {

@@ -87,6 +87,7 @@ class Daemon {
   void reload();
   void reload_checked();
   void reload_applied(const Status& status, LoadedConfig& loaded);
+  void reload_listed(std::vector<std::string> errors);
   // `applied`: past the point where nothing had been changed.
   void reload_done(std::vector<std::string> errors, bool applied = false);
 

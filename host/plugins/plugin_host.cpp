@@ -219,7 +219,10 @@ void PluginHost::Impl::apply(PreparedPlugins plugins, std::function<void(Status)
         ++at;
         continue;
       }
-      if (!wanted->contains(at->first)) rules_.erase(at->first);
+      if (!wanted->contains(at->first)) {
+        rules_.erase(at->first);
+        if (settings_.on_removed) settings_.on_removed(at->first);
+      }
       routes_->forget_instance(at->first);
       at = instances_.erase(at);
     }

@@ -83,6 +83,9 @@ struct PluginHostSettings {
   std::function<void(std::uint32_t level, const std::string& line)> log;
   // [core loop] Each change of phase, so that the core knows whether a discovery is still to list.
   std::function<void(const PluginStatus&)> on_state;
+  // [core loop] An instance that the configuration no longer names has stopped, or was let go.
+  // Nothing new has started yet: what it had may be taken over.
+  std::function<void(const std::string& instance)> on_removed;
   // Default: sluice::check_options.
   std::function<std::expected<std::vector<OptionValue>, ConfigErrors>(
       const PluginConfig&, const std::vector<OptionDeclaration>&)>

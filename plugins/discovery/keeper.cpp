@@ -13,7 +13,7 @@ bool is_gone(int code) {
 
 // Trying again soon does not help; the operator or another discovery has to do something first.
 bool is_refused(int code) {
-  return code == EINVAL || code == EOPNOTSUPP || code == EEXIST || code == EPERM;
+  return code == EINVAL || code == EOPNOTSUPP || code == EPERM;
 }
 
 // The same fault on another target is the same cause.
@@ -198,6 +198,7 @@ void Keeper::attach_now(std::uint64_t key) {
   entry.attachment = answer.id;
   entry.need = Need::nothing;
   entry.failures = 0;
+  entry.contested = false;
   forget_cause(entry, true);
 }
 
@@ -208,6 +209,7 @@ void Keeper::failed(std::uint64_t key, Entry& entry, const AttachmentHost::Answe
   for (std::uint32_t i = 1; i < entry.failures && delay < settings_.longest_retry_ns; ++i)
     delay *= 2;
   entry.refused = is_refused(answer.code);
+  entry.contested = answer.code == EEXIST;
   if (entry.refused) delay = settings_.longest_retry_ns;
   entry.retry_at = host_.now() + std::min(delay, settings_.longest_retry_ns);
   waiting_.insert({entry.retry_at, key});
@@ -219,6 +221,8 @@ void Keeper::failed(std::uint64_t key, Entry& entry, const AttachmentHost::Answe
     forget_cause(entry, false);
     return;
   }
+  // While a configuration changes the other discovery lets go of it any moment: no news yet.
+  if (entry.contested && entry.failures < settings_.contests_before_listed) return;
   const std::string cause = cause_of(entry.target, answer);
   if (entry.cause == cause) return;
   forget_cause(entry, false);
@@ -249,7 +253,9 @@ void Keeper::forget_cause(Entry& entry, bool solved) {
 }
 
 bool Keeper::holds_listed(const Entry& entry) const {
-  return entry.wanted && !entry.cause.empty() && !entry.refused &&
+  if (!entry.wanted) return false;
+  if (entry.contested) return entry.failures < settings_.contests_before_listed;
+  return !entry.cause.empty() && !entry.refused &&
          entry.failures < settings_.failures_before_listed;
 }
 

@@ -63,6 +63,7 @@ class Keeper {
     std::uint64_t first_retry_ns = 250'000'000;  // doubles with each failure
     std::uint64_t longest_retry_ns = 60'000'000'000;
     std::uint32_t failures_before_listed = 6;  // see listing_complete()
+    std::uint32_t contests_before_listed = 3;  // another discovery has it
   };
 
   explicit Keeper(AttachmentHost& host) : Keeper(host, Settings{}) {}
@@ -75,9 +76,10 @@ class Keeper {
   // death, because attach() is idempotent where the filter stands and repairs where it does not.
   void reaffirm();
   // Everything that exists has been wanted. listed() is called once each target has been attached,
-  // or is gone, or was refused for good, or has failed `failures_before_listed` times: it makes the
-  // core drop adopted filters that nobody claimed, and a target that could not be claimed *yet*
-  // must not lose the filter it has.
+  // or is gone, or was refused for good, or has failed `failures_before_listed` times, or was found
+  // with another discovery `contests_before_listed` times: it makes the core drop adopted filters
+  // that nobody claimed, and a target that could not be claimed *yet* must not lose the filter it
+  // has.
   void listing_complete();
 
   // Makes at most `calls_per_turn` calls. Returns after how many nanoseconds it has work again:
@@ -99,7 +101,8 @@ class Keeper {
     Need need = Need::nothing;
     bool must_detach = false;  // `attachment` belongs to what was here before
     bool in_detach_line = false, in_attach_line = false;
-    bool refused = false;  // the last failure was one that waiting does not cure
+    bool refused = false;    // the last failure was one that waiting does not cure
+    bool contested = false;  // the last failure was that another discovery has it
     std::uint32_t failures = 0;
     std::uint64_t attachment = 0;
     std::uint64_t retry_at = 0;  // 0: not waiting

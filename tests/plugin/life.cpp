@@ -152,6 +152,20 @@ TEST_CASE("a reload touches only what differs") {
   CHECK(stage.neighbour_lives());
 }
 
+TEST_CASE("what an instance had is free before any other starts") {
+  Stage stage;
+  stage.settings.on_removed = [&](const std::string& name) {
+    stage.phases.push_back(name + " removed");
+  };
+  CHECK(stage.start({{"taps", "neighbour"}, {"kept", "neighbour"}}).empty());
+  stage.phases.clear();
+  CHECK(stage.start({{"links", "neighbour"}, {"kept", "diligent"}}).empty());
+  const auto removed = place_of(stage.phases, "taps removed");
+  CHECK(removed > place_of(stage.phases, "taps stopped"));
+  CHECK(removed < place_of(stage.phases, "links starting"));
+  CHECK(place_of(stage.phases, "kept removed") == -1);  // another library, the same name
+}
+
 TEST_CASE("a plugin that cannot be reconfigured is restarted with its new options") {
   Stage stage;
   CHECK(stage.start({{"policy", "diligent"}}).empty());

@@ -439,9 +439,9 @@ struct sluice_common_services {
 
 struct sluice_discovery_services {
   uint32_t size;
-  /* [strand] Returns when the filter is in the kernel. Idempotent per target; labels of a known
-     target are replaced. -ENODEV/-ENOENT: the target is gone. -EEXIST: another discovery owns it.
-     On failure `message` is filled. */
+  /* [strand] Returns when the filter is in the kernel. Idempotent per target, whose labels are
+     replaced. -ENODEV/-ENOENT: the target is gone. -EEXIST: another discovery has it; this one gets
+     it when that one lets go: attach again soon to learn its id. `message` is filled on failure. */
   int (*attach)(struct sluice_host*, const struct sluice_target*, const struct sluice_label*,
                 size_t label_count, sluice_attachment* id, struct sluice_applied* message);
   /* [strand] Returns when the filter is gone. Only its own attachments. */

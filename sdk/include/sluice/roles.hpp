@@ -600,8 +600,8 @@ class Discovery {
  public:
   virtual ~Discovery() = default;
 
-  // Returns when the filter is in the kernel. Idempotent per target; the labels of a known target
-  // are replaced. Error ENODEV/ENOENT: the target is gone. EEXIST: another discovery owns it.
+  // Returns when the filter is in the kernel. Idempotent per target: its labels are replaced. Error
+  // ENODEV/ENOENT: the target is gone. EEXIST: another has it until it lets go; attach again soon.
   AttachmentId attach(const Target& target, const Labels& labels) {
     const auto raw = detail::raw_target(target);
     const detail::RawLabels raw_labels(labels);

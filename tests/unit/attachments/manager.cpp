@@ -688,6 +688,159 @@ TEST_CASE("an instance renamed in the configuration hands its attachments over")
   CHECK(stage.info(id).discovered_by == "links");
 }
 
+TEST_CASE("an instance that asked while another had it gets it when that one is gone") {
+  auto by_taps = wire({"static"});
+  by_taps.discovered_by = "taps";
+  auto by_links = wire({"static"});
+  by_links.discovered_by = "links";
+  auto rest = wire({});
+  rest.mode = Mode::disabled;
+  Stage stage(config_of({by_taps, rest}));
+  stage.run_discovery("taps");
+  stage.manager.started();
+  const auto id = stage.attach(tap("tap1", 1));
+  REQUIRE(stage.manager.replace_layer("static", id, allowlist({allow("192.0.2.0/24")})));
+  REQUIRE(stage.manager.listed("taps"));
+  const auto in_force = [&] {
+    CHECK(stage.passes(id, to("192.0.2.1")));
+    CHECK_FALSE(stage.passes(id, to("198.51.100.1")));
+  };
+  const auto refused = [&] {
+    auto asked = stage.manager.attach("links", tap("tap1", 1), {{"class", "vm"}});
+    REQUIRE_FALSE(asked);
+    CHECK(asked.error().code == EEXIST);
+  };
+  // As the daemon does it: the new one starts, asks, and has listed before the old one is
+  // forgotten.
+  const InstanceRoles discovery{.discovery = true, .policy_source = false};
+  stage.manager.begin_reload();
+  stage.manager.instance("links", discovery, InstanceState::starting);
+  SUBCASE("asked too early, never again") {
+    refused();
+    REQUIRE(stage.manager.listed("links"));
+    stage.manager.instance("links", discovery, InstanceState::running);
+    stage.manager.instance("taps", discovery, InstanceState::down);
+    stage.turn();
+    in_force();
+    stage.manager.release("taps");
+  }
+  SUBCASE("the old one has stopped before") {
+    stage.manager.instance("taps", discovery, InstanceState::down);
+    stage.manager.release("taps");
+    in_force();
+    CHECK(stage.attach(tap("tap1", 1), {{"class", "vm"}}, "links") == id);
+    REQUIRE(stage.manager.listed("links"));
+    stage.manager.instance("links", discovery, InstanceState::running);
+  }
+  SUBCASE("it comes to it only after the reload") {
+    stage.manager.instance("taps", discovery, InstanceState::down);
+    stage.manager.release("taps");
+    stage.manager.instance("links", discovery, InstanceState::running);
+    stage.turn();
+    in_force();
+    stage.manager.forget_instance("taps");
+    REQUIRE(stage.manager.rewire(Wiring(config_of({by_links, rest}))));
+    stage.manager.end_reload();
+    stage.turn();
+    in_force();
+    CHECK(stage.attach(tap("tap1", 1), {{"class", "vm"}}, "links") == id);
+    REQUIRE(stage.manager.listed("links"));
+  }
+  stage.turn();
+  in_force();  // under neither wiring is it a match before the rewire
+  stage.manager.forget_instance("taps");
+  REQUIRE(stage.manager.rewire(Wiring(config_of({by_links, rest}))));
+  stage.manager.end_reload();
+  for (int i = 0; i < 3; ++i) {
+    stage.pass_time(61s);
+    in_force();
+  }
+  CHECK(stage.info(id).discovered_by == "links");
+  CHECK(stage.info(id).labels == Labels{{"class", "vm"}});
+  CHECK(stage.plane.calls("detach") == 0);
+}
+
+TEST_CASE("what one discovery lets go and another has asked for changes hands") {
+  Stage stage(config_of({wire({"static"}, {{"class", "vm"}}), wire({"static"})}));
+  stage.run_discovery("taps");
+  stage.run_discovery("links");
+  stage.manager.started();
+  const auto id = stage.attach(tap("tap1", 1));
+  REQUIRE(stage.manager.replace_layer("static", id, allowlist({allow("192.0.2.0/24")})));
+  for (const auto* name : {"taps", "links"}) REQUIRE(stage.manager.listed(name));
+  CHECK(stage.manager.attach("links", tap("tap1", 1), {{"class", "vm"}}).error().code == EEXIST);
+  const auto anew = [&](const std::string& name) {
+    const InstanceRoles discovery{.discovery = true, .policy_source = false};
+    stage.manager.instance(name, discovery, InstanceState::down);
+    stage.manager.instance(name, discovery, InstanceState::running);
+  };
+  SUBCASE("by listing without it") {
+    anew("taps");
+    REQUIRE(stage.manager.listed("taps"));
+    CHECK(stage.info(id).discovered_by == "links");
+    stage.pass_time(1h);  // whether or not it ever asks again
+    CHECK(stage.passes(id, to("192.0.2.1")));
+  }
+  SUBCASE("by a detach, if the other asks again") {
+    REQUIRE(stage.manager.detach("taps", id, "renamed"));
+    CHECK(stage.passes(id, to("192.0.2.1")));
+    stage.pass_time(59s);
+    CHECK(stage.attach(tap("tap1", 1), {{"class", "vm"}}, "links") == id);
+    stage.pass_time(1h);
+    CHECK(stage.passes(id, to("192.0.2.1")));
+  }
+  SUBCASE("by a detach, and the other does not want it any more: no filter without an owner") {
+    REQUIRE(stage.manager.detach("taps", id, "renamed"));
+    stage.pass_time(121s);
+    CHECK(stage.manager.list().empty());
+  }
+  SUBCASE("not to a run that has ended") {
+    anew("links");
+    REQUIRE(stage.manager.listed("links"));
+    REQUIRE(stage.manager.detach("taps", id, "gone"));
+    CHECK(stage.manager.list().empty());
+  }
+  SUBCASE("not to one that is gone") {
+    stage.manager.forget_instance("links");
+    anew("taps");
+    REQUIRE(stage.manager.listed("taps"));
+    stage.turn();
+    CHECK(stage.manager.list().empty());
+  }
+  SUBCASE("where the kernel refuses, it keeps what it has until it can") {
+    auto other = wire({"static"}, {{"class", "vm"}});
+    other.options.replies = false;
+    REQUIRE(stage.manager.rewire(Wiring(config_of({other, wire({"static"})}))));
+    stage.plane.refuse("publish", {.message = "full", .code = ENOSPC});
+    anew("taps");
+    REQUIRE(stage.manager.listed("taps"));
+    CHECK(stage.passes(id, to("192.0.2.1")));
+    CHECK(stage.info(id).discovered_by == "taps");
+    stage.turn();
+    CHECK(stage.info(id).discovered_by == "links");
+    CHECK(stage.passes(id, to("192.0.2.1")));
+  }
+}
+
+TEST_CASE("nothing is dropped while a reload is under way") {
+  Stage stage(config_of({wire({"static"})}));
+  stage.run_discovery("taps");
+  stage.run_discovery("links");
+  stage.manager.started();
+  stage.attach(tap("tap1", 1));
+  for (const auto* name : {"taps", "links"}) REQUIRE(stage.manager.listed(name));
+  stage.manager.begin_reload();
+  // Restarted with other patterns; "links" has yet to be, and lists once more when it has.
+  stage.manager.instance("taps", {.discovery = true, .policy_source = false}, InstanceState::down);
+  stage.run_discovery("taps");
+  REQUIRE(stage.manager.listed("taps"));
+  stage.turn();
+  CHECK(stage.manager.list().size() == 1);
+  stage.manager.end_reload();
+  stage.turn();
+  CHECK(stage.manager.list().empty());
+}
+
 // ---- reload -------------------------------------------------------------------------------------
 
 TEST_CASE("a reload touches only what changed") {

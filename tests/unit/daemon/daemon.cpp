@@ -210,6 +210,26 @@ TEST_CASE("a reload applies what changed") {
             return stage.kernel->find_interface(7, 0) == nullptr && stage.passes(1, 9);
           }).empty());
   }
+  SUBCASE("a discovery's name: its plugin takes over at the first attempt") {
+    auto after = plain();
+    after.replace(after.find("plugin.finder"), 13, "plugin.seeker");
+    CHECK(reload(stage, plain(), after, [&] { return stage.passes(1); }).empty());
+  }
+  SUBCASE("a discovery's option: it is done when that one has come to what exists") {
+    const auto list = std::string("[\"tap1:7\", \"tap3:9\"]");
+    bool found = false;
+    stage.folder.write(plain());
+    stage.live([&](Daemon& daemon) {
+      daemon.on_reloaded([&](const Lines& errors) {
+        CHECK(errors.empty());
+        found = stage.attached() == 2;
+        daemon.request_stop();
+      });
+      stage.folder.write(plain(list + "\nlate = true"));
+      daemon.request_reload();
+    });
+    CHECK(found);
+  }
   SUBCASE("a new source in the wire, which it hears of") {
     auto after = plain();
     after.replace(after.find("sources = [\"rules\"]"), 19, "sources = [\"rules\", \"more\"]");

@@ -225,6 +225,45 @@ TEST_CASE("listed waits for targets that may have a filter from before, but not 
   }
 }
 
+TEST_CASE("what another discovery has is asked for again soon, and listed waits a moment for it") {
+  ScriptedHost host;
+  Keeper keeper(host);
+  bool taken = true;
+  host.refuse_attach = [&](const WantedTarget& target) {
+    return AttachmentHost::Answer{taken ? EEXIST : 0, 0, target.name + ": attached by others"};
+  };
+  keeper.want(1, tap(1, "tap1"), {});
+  keeper.listing_complete();
+  run_out(keeper);
+  CHECK(host.listed_calls == 0);
+  CHECK(keeper.turn() == 250 * kMillisecond);
+  CHECK(host.lines.empty());  // a configuration that changes is no news
+
+  SUBCASE("it lets go of it") {
+    taken = false;
+    host.clock += 250 * kMillisecond;
+    run_out(keeper);
+    CHECK(host.names() == Strings{"tap1"});
+    CHECK(host.listed_calls == 1);
+    CHECK(host.lines.empty());
+  }
+  SUBCASE("it does not") {
+    std::vector<std::uint64_t> delays;
+    for (int round = 0; round < 10; ++round) {
+      const std::uint64_t delay = keeper.turn();
+      delays.push_back(delay / kMillisecond);
+      host.clock += delay;
+      run_out(keeper);
+    }
+    CHECK(delays ==
+          std::vector<std::uint64_t>{250, 500, 1000, 2000, 4000, 8000, 16000, 32000, 60000, 60000});
+    CHECK(host.listed_calls == 1);
+    CHECK(host.lines_at(LogLevel::warning) == 1);
+    keeper.unwant(1, "deleted");
+    CHECK(keeper.turn() == Keeper::kIdle);
+  }
+}
+
 TEST_CASE("a failed detach is tried again before its successor is attached") {
   ScriptedHost host;
   Keeper keeper(host);

@@ -2,6 +2,7 @@
 #include <sluice/plugin.hpp>
 
 #include <array>
+#include <chrono>
 #include <string>
 #include <vector>
 
@@ -13,13 +14,22 @@ class StageDiscovery : public sluice::Plugin, public sluice::Discovery {
   static constexpr std::array options{
       sluice::Option::string_list("interfaces").defaults_to("[]").help("NAME:IFINDEX"),
       sluice::Option::string("class").defaults_to("\"vm\"").help("the label"),
+      sluice::Option::boolean("late").defaults_to("false").help("finds it some time after start"),
   };
 
   explicit StageDiscovery(const sluice::Config& config)
       : interfaces_(config.get<std::vector<std::string>>("interfaces")),
-        class_(config.get<std::string>("class")) {}
+        class_(config.get<std::string>("class")),
+        late_(config.get<bool>("late")) {}
 
   void start() override {
+    if (!late_) return find();
+    set_timer(1, std::chrono::milliseconds(100));
+  }
+  void on_timer(std::uint64_t) override { find(); }
+
+ private:
+  void find() {
     for (const auto& entry : interfaces_) {
       const auto colon = entry.find(':');
       sluice::InterfaceTarget target;
@@ -30,9 +40,9 @@ class StageDiscovery : public sluice::Plugin, public sluice::Discovery {
     listed();
   }
 
- private:
   std::vector<std::string> interfaces_;
   std::string class_;
+  bool late_;
 };
 
 }  // namespace
