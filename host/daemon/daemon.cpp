@@ -145,6 +145,7 @@ Daemon::Daemon(LoadedConfig loaded, DaemonParts parts, StateLock lock,
       config_(std::move(loaded.config)),
       prepared_(std::move(loaded.plugins)),
       loop_(std::move(loop)),
+      plane_lock_(std::move(plane.lock)),
       plane_(std::move(plane.plane)),
       plane_description_(std::move(plane.description)) {
   manager_ = std::make_unique<AttachmentManager>(*plane_, Wiring(config_));

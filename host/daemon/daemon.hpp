@@ -4,9 +4,9 @@
 //   if (!daemon) ...            // nothing was attached or changed
 //   return (*daemon)->run();    // until request_stop(); filters stay in force
 //
-// A start goes: configuration and plugins checked, capabilities, state lock, data plane (adopts
-// what is pinned), then plugins: sources before discoveries. Guards come last, when what exists has
-// been attached: a host that is short of something keeps its network.
+// A start goes: configuration and plugins checked, capabilities, state lock, data plane (its
+// own lock, then adopts what is pinned), then plugins: sources before discoveries. Guards come
+// last, when what exists has been attached: a host that is short of something keeps its network.
 #pragma once
 
 #include <filesystem>
@@ -16,6 +16,7 @@
 #include <string>
 
 #include "attachments/attachment_manager.hpp"
+#include "base/fd.hpp"
 #include "daemon/check.hpp"
 #include "daemon/denial_log.hpp"
 #include "daemon/event_loop.hpp"
@@ -31,6 +32,7 @@ struct DaemonParts {
   struct Plane {
     std::unique_ptr<DataPlane> plane;
     std::string description;  // "kernel 6.18, tcx"
+    Fd lock = {};             // on what it has pinned; let go after the plane
   };
   std::function<Status()> check_privileges;
   std::function<Result<Plane>(const HostConfig&)> open_plane;
@@ -96,6 +98,7 @@ class Daemon {
   Config config_;
   PreparedPlugins prepared_;  // until run()
   std::unique_ptr<EventLoop> loop_;
+  Fd plane_lock_;
   std::unique_ptr<DataPlane> plane_;
   std::string plane_description_;
   std::unique_ptr<AttachmentManager> manager_;

@@ -15,6 +15,7 @@
 #include "daemon/logging.hpp"
 #include "daemon/state_lock.hpp"
 #include "dataplane/kernel_data_plane.hpp"
+#include "dataplane/pinned_tree.hpp"
 
 namespace sluice {
 namespace {
@@ -47,12 +48,14 @@ DaemonParts kernel_parts() {
   parts.check_privileges = check_privileges;
   parts.open_plane = [](const HostConfig& config) -> Result<DaemonParts::Plane> {
     raise_locked_memory();
+    auto lock = PinnedTree::lock(config.bpffs);
+    if (!lock) return std::unexpected(lock.error());
     auto plane = KernelDataPlane::open(config);
     if (!plane) return std::unexpected(plane.error());
     const auto& features = (*plane)->features();
     const bool tcx = features.tcx && config.tc_mechanism != "clsact";
     auto description = fmt::format("kernel {}, {}", features.release, tcx ? "tcx" : "clsact");
-    return DaemonParts::Plane{std::move(*plane), std::move(description)};
+    return DaemonParts::Plane{std::move(*plane), std::move(description), std::move(*lock)};
   };
   return parts;
 }
@@ -74,6 +77,8 @@ int detach_all(const CommandLine& line) {
     if (auto allowed = check_privileges(); !allowed) return allowed;
     auto lock = StateLock::take(config->host.state_dir);
     if (!lock) return std::unexpected(lock.error());
+    auto tree = PinnedTree::lock(config->host.bpffs);
+    if (!tree) return std::unexpected(tree.error());
     return KernelDataPlane::detach_all(config->host);
   }();
   if (!status) {

@@ -33,9 +33,9 @@ namespace sluice {
 
 class KernelDataPlane final : public DataPlane {
  public:
-  // Nothing is attached or changed when it fails.
+  // Nothing is attached or changed when it fails. The caller holds PinnedTree::lock() on its bpffs.
   [[nodiscard]] static Result<std::unique_ptr<KernelDataPlane>> open(const HostConfig& config);
-  // What an uninstall does: removes every filter and the pinned tree. No daemon may be running.
+  // What an uninstall does: removes every filter and the pinned tree, under that lock.
   [[nodiscard]] static Status detach_all(const HostConfig& config);
   ~KernelDataPlane() override;
 

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "base/fd.hpp"
 #include "base/result.hpp"
 
 namespace sluice {
@@ -19,6 +20,11 @@ class PinnedTree {
   // Checks that `root` lies on a writable bpffs (it is created there) and says what to do when it
   // does not.
   [[nodiscard]] static Result<PinnedTree> open(const std::filesystem::path& root);
+
+  // One owner per tree: a lock that ends with the process, however it ends. Before open(), and for
+  // as long as anything below `root` may be touched. EBUSY names the process that holds it; nothing
+  // of the tree is changed then.
+  [[nodiscard]] static Result<Fd> lock(const std::filesystem::path& root);
 
   // Directories of complete sets of maps, newest last.
   [[nodiscard]] std::vector<std::filesystem::path> map_directories() const;

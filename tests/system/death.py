@@ -8,15 +8,17 @@ import contextlib
 import signal
 import socket
 import struct
+import subprocess
 import time
 
 import pytest
 
 from atomic import all_streams, expect_whole_streams
+from daemon import INTERFACES_CONFIG
 from escape_cgroup import CONFIG as CGROUP_CONFIG
 from escape_cgroup import CgroupLab
 from lab import ALLOWED4, ALLOWED6, ALLOWLIST, DENIED4, DENIED6, GUEST4, Lab
-from machine import PATIENCE, eventually, rounds
+from machine import PATIENCE, eventually, find_program, rounds
 from traffic import family_of, udp_exchange
 from workloads import Inhabitant, Pulse
 
@@ -246,3 +248,31 @@ def test_sigterm_ends_quickly_and_says_goodbye():
         daemon = lab.daemon()
         daemon.signal(signal.SIGTERM)
         assert daemon.process.wait(PATIENCE) == 0
+
+
+def test_a_second_daemon_on_the_same_pins_is_refused_and_changes_nothing():
+    """With a state directory of its own, and nothing to filter: it would take every filter for one that nobody claims."""
+    with Lab("routed") as lab:
+        lab.serve()
+        first = lab.daemon()
+        lab.wait_filtered(first)
+        second = lab.daemon(config=INTERFACES_CONFIG.replace('"h*"', '"nothing*"'), start=False)
+        own_pins, second.pins = second.pins, first.pins
+        second.write_config(INTERFACES_CONFIG.replace('"h*"', '"nothing*"'))
+        pulse = all_streams(lab)
+        try:
+            second.start(wait=False)
+            assert second.process.wait(PATIENCE) == 1
+            for said in (first.pins, f"process {first.process.pid}", "stop it first", "host.bpffs"):
+                assert said in second.log(), second.log()
+            done = subprocess.run([find_program("sluiced"), "--detach-all", "--config", second.config_file], text=True,
+                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
+            assert done.returncode == 1 and f"process {first.process.pid}" in done.stdout, done.stdout
+            assert first.is_running() and len(first.slots()) == 1
+        finally:
+            sent = pulse.stop()
+        expect_whole_streams(lab, sent)
+        first.kill()  # the lock goes with the process
+        second.start()
+        second.stop()
+        second.pins = own_pins
