@@ -235,6 +235,7 @@ void Daemon::become_ready() {
   tell_status();
   ::malloc_trim(0);  // loading programs and reading files took megabytes that are not needed again
   if (on_ready_) on_ready_();
+  if (std::exchange(reload_again_, false)) reload();  // asked for while it started
 }
 
 // Of instances that the configuration no longer names.
@@ -286,11 +287,12 @@ void Daemon::request_reload() {
 // First a child loads the file whole, with its plugins and the files they name. Only then is
 // anything here looked at.
 void Daemon::reload() {
-  if (stopping_ || !ready_) return;
-  if (std::exchange(reloading_, true)) {
+  if (stopping_) return;
+  if (!ready_ || reloading_) {
     reload_again_ = true;
     return;
   }
+  reloading_ = true;
   notify_reloading();
   auto run = CheckRun::start(*loop_, parts_.program, config_.file, kCheckPatience,
                              [this](bool fine, std::vector<std::string> lines) {

@@ -314,6 +314,28 @@ TEST_CASE("reloads that come while one runs make one more, with the newest file"
   CHECK(reloads == 2);
 }
 
+TEST_CASE("a reload that is asked for during the start follows it") {
+  Stage stage;
+  stage.folder.write(plain());
+  auto daemon = Daemon::start(stage.folder.config(), stage.parts());
+  REQUIRE(daemon);
+  // What the start has read is the past by now.
+  stage.folder.write(plain("[\"tap1:7\"]", 4));
+  (*daemon)->request_reload();
+  int reloads = 0;
+  (*daemon)->on_ready([&] { CHECK(reloads == 0); });
+  (*daemon)->on_reloaded([&](const Lines& errors) {
+    CHECK(errors.empty());
+    reloads += 1;
+    Stage::once(
+        **daemon, [&] { return stage.passes(4); }, [&] { (*daemon)->request_stop(); });
+  });
+  (*daemon)->loop().after(std::chrono::seconds(60), [&] { (*daemon)->request_stop(); });
+  CHECK((*daemon)->run() == 0);
+  CHECK(reloads == 1);
+  CHECK(stage.passes(4));
+}
+
 TEST_CASE("a stop during a reload ends both") {
   Stage stage;
   stage.folder.write(plain());
