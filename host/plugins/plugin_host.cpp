@@ -446,7 +446,8 @@ void PluginHost::Impl::end(Instance& instance, Instance::Next next) {
   cancel(instance.stable);
   cancel(instance.deadline);
   instance.next = next;
-  instance.reconfiguring = false;
+  // Its answer will not come. The new options are what is configured, and so what it starts with.
+  if (instance.reconfiguring) settle_reconfiguration(instance, true);
   auto reason = std::move(instance.reason);
   enter(instance, PluginPhase::stopping, std::move(reason));
   arm(instance.deadline, settings_.stop_deadline, instance.plugin.config.instance,

@@ -98,6 +98,22 @@ TEST_CASE("failed() stops and restarts the instance until it holds") {
   CHECK(stage.neighbour_lives());
 }
 
+TEST_CASE("a plugin that fails over its new options comes back with them") {
+  Stage stage;
+  CHECK(stage.start({{"shy", "fails_reconfigured", "greeting=hello", false}}).empty());
+  CHECK(stage.says("shy: hello"));
+  CHECK(stage.start({{"shy", "fails_reconfigured", "greeting=servus", false}}).empty());
+  CHECK(stage.says("shy: servus"));
+  CHECK(stage.reaches("shy", PluginPhase::running));
+  CHECK(complaint(stage) ==
+        "plugin shy (fails_reconfigured.so) new options are too much for me; next try in 1 ms");
+  CHECK(stage.lines(0, "shy: hello").size() == 1);
+  // Nothing is left to be settled: another reload finds what runs.
+  stage.phases.clear();
+  CHECK(stage.start({{"shy", "fails_reconfigured", "greeting=servus", false}}).empty());
+  CHECK(stage.phases.empty());
+}
+
 TEST_CASE("a start that hangs is quarantined, and discovery starts without it") {
   Stage stage;
   Leash leash;
