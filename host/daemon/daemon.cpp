@@ -50,7 +50,6 @@ std::string start_settings_that_differ(const HostConfig& current, const HostConf
   const auto compare = [&](const char* name, bool same) {
     if (!same) names += fmt::format("{}{}", names.empty() ? "" : ", ", name);
   };
-  compare("plugin_path", current.plugin_path == next.plugin_path);
   compare("state_dir", current.state_dir == next.state_dir);
   compare("bpffs", current.bpffs == next.bpffs);
   compare("tc_mechanism", current.tc_mechanism == next.tc_mechanism);
@@ -359,9 +358,11 @@ void Daemon::reload_applied(const Status& status, LoadedConfig& loaded) {
     }
   }
   set_log_level(next.host.log_level);
-  const auto host = config_.host;
+  // What only a start reads is still what it was; plugins come from where they now are.
+  auto host = config_.host;
+  host.plugin_path = next.host.plugin_path;
   config_ = std::move(next);
-  config_.host = host;
+  config_.host = std::move(host);
   drop_descriptors_of_others();
   listing_until_ = EventLoop::Clock::now() + kListingPatience;
   reload_listed(std::move(errors));

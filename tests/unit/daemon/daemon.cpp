@@ -2,6 +2,12 @@
 #include "daemon/daemon.hpp"
 
 #include <doctest/doctest.h>
+#include <spdlog/sinks/ostream_sink.h>
+#include <spdlog/spdlog.h>
+
+#include <fstream>
+#include <iterator>
+#include <sstream>
 
 #include "stage.hpp"
 
@@ -246,6 +252,48 @@ TEST_CASE("a reload applies what changed") {
     CHECK(stage.passes(1));
     CHECK_FALSE(stage.passes(6));
   }
+}
+
+TEST_CASE("another plugin_path takes effect at a reload; what only a start reads is said to wait") {
+  Stage stage;
+  const auto elsewhere = stage.folder.path() / "plugins";
+  std::filesystem::copy(STAGE_PLUGINS, elsewhere);
+  stage.folder.write(plain());
+  const auto original = stage.folder.text();
+  auto moved = original;
+  moved.replace(moved.find(STAGE_PLUGINS), std::string_view(STAGE_PLUGINS).size(),
+                elsewhere.string());
+  auto slower = moved;
+  slower.insert(slower.find("state_dir"), "events_per_second = 1\n");
+
+  std::ostringstream log;
+  const auto sink = std::make_shared<spdlog::sinks::ostream_sink_mt>(log);
+  spdlog::default_logger()->sinks().push_back(sink);
+  std::vector<std::string> said;
+  const auto runs_from_elsewhere = [&] {
+    std::ifstream maps("/proc/self/maps");
+    const std::string text(std::istreambuf_iterator<char>(maps), {});
+    return text.find(elsewhere / "stage_source.so") != std::string::npos;
+  };
+  stage.live([&](Daemon& daemon) {
+    daemon.on_reloaded([&](const Lines& errors) {
+      CHECK(errors.empty());
+      said.push_back(log.str());
+      log.str("");
+      CHECK(runs_from_elsewhere());
+      if (said.size() == 2) return daemon.request_stop();
+      stage.folder.write_whole(slower);
+      daemon.request_reload();
+    });
+    CHECK_FALSE(runs_from_elsewhere());
+    stage.folder.write_whole(moved);
+    daemon.request_reload();
+  });
+  std::erase(spdlog::default_logger()->sinks(), sink);
+  REQUIRE(said.size() == 2);
+  CHECK(said[0].find("next start") == std::string::npos);
+  CHECK(said[1].find("[host] events_per_second: takes effect at the next start") !=
+        std::string::npos);
 }
 
 TEST_CASE("a reload that is invalid changes nothing and says why") {

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <memory>
 #include <string>
 
@@ -34,6 +35,11 @@ class Folder {
          << (path_ / "state").string() << "\"\n"
          << text;
     return config();
+  }
+  void write_whole(const std::string& text) const { std::ofstream(config()) << text; }
+  [[nodiscard]] std::string text() const {
+    std::ifstream file(config());
+    return {std::istreambuf_iterator<char>(file), {}};
   }
   [[nodiscard]] std::filesystem::path config() const { return path_ / "sluice.toml"; }
   [[nodiscard]] const std::filesystem::path& path() const { return path_; }
