@@ -233,6 +233,7 @@ class Reader {
 
   void read_wire(const TomlNode& node) {
     WireConfig wire;
+    wire.place = {node.position.line, node.position.column};
     TableReader table(node, "[[wire]]", errors_);
     if (const auto* targets = table.table("targets")) read_targets(*targets, wire);
     if (const auto sources = table.strings("sources")) {
@@ -258,9 +259,8 @@ class Reader {
       table.error(fmt::format(
           "the same targets as the [[wire]] on line {}, which comes first and so always matches; "
           "remove one",
-          wire_lines_[static_cast<std::size_t>(same - config_.wires.begin())]));
+          same->place.line));
     config_.wires.push_back(std::move(wire));
-    wire_lines_.push_back(node.position.line);
   }
 
   void read_targets(const TomlNode& node, WireConfig& wire) {
@@ -353,7 +353,6 @@ class Reader {
   ErrorList& errors_;
   fs::path directory_;
   Config config_;
-  std::vector<std::uint32_t> wire_lines_;
 };
 
 }  // namespace

@@ -58,12 +58,19 @@ struct PluginConfig {
 // One [[wire]]: which attachments, which sources in which order, and what holds until a source has
 // spoken.
 struct WireConfig {
+  // Where it is written: for messages. A wire that moved in the file is the same wire.
+  struct Place {
+    std::uint32_t line = 0, column = 0;
+    bool operator==(const Place&) const { return true; }
+  };
+
   std::string discovered_by;                  // empty: any discovery
   std::map<std::string, std::string> labels;  // all must match; values are globs
   std::string name;                           // glob on interface name or cgroup path; empty: any
   std::vector<std::string> sources;  // plugin instances, in order of precedence for the mode
   Mode mode = Mode::block_all;
   AttachmentOptions options;  // audit, replies, housekeeping, ethertypes, vlans...
+  Place place = {};
   bool operator==(const WireConfig&) const = default;
 };
 

@@ -86,12 +86,12 @@ ConfigErrors check_wires(const PreparedPlugins& plugins, const std::vector<WireC
     for (const auto& source : wire.sources) {
       const auto* plugin = find(source);
       if (plugin == nullptr)
-        errors.push_back({file.string(), 0, 0,
+        errors.push_back({file.string(), wire.place.line, wire.place.column,
                           fmt::format("[[wire]] {}: source \"{}\" is no plugin; add [plugin.{}] or "
                                       "correct the name",
                                       number, source, source)});
       else if (!is_source(*plugin->library))
-        errors.push_back({file.string(), 0, 0,
+        errors.push_back({file.string(), wire.place.line, wire.place.column,
                           fmt::format("[[wire]] {}: source \"{}\" ({}) decides no policy; name a "
                                       "policy source, resolver, decider or answer source there",
                                       number, source, plugin->config.library)});
@@ -99,7 +99,7 @@ ConfigErrors check_wires(const PreparedPlugins& plugins, const std::vector<WireC
     if (wire.discovered_by.empty()) continue;
     const auto* plugin = find(wire.discovered_by);
     if (plugin == nullptr || !plugin->library->has_role(SLUICE_ROLE_DISCOVERY))
-      errors.push_back({file.string(), 0, 0,
+      errors.push_back({file.string(), wire.place.line, wire.place.column,
                         fmt::format("[[wire]] {}: discovered_by \"{}\" is {}; name a discovery "
                                     "plugin there",
                                     number, wire.discovered_by,

@@ -96,7 +96,7 @@ TEST_CASE("a start that cannot succeed touches nothing") {
     auto text = plain();
     text.replace(text.find("sources = [\"rules\"]"), 19, "sources = [\"finder\"]");
     stage.folder.write(text);
-    CHECK(mentions(refused(), "finder"));
+    CHECK(mentions(refused(), "sluice.toml:11:1: [[wire]] 1: source \"finder\" (stage_discovery)"));
     CHECK(stage.opened == 0);
   }
   SUBCASE("missing capabilities") {
