@@ -371,15 +371,10 @@ def test_clients_on_the_host_are_answered(place, workload, family):
 # ---- forged questions ---------------------------------------------------------------------------------------------------------
 
 def forge_in_own_namespace(place, workload, protocol, foreign, here, ports, ifindex=0):
-    """As nobody, in the filtered cgroup."""
-    def become_nobody():
-        workload.move_here(os.getpid())
-        os.setgroups([])
-        os.setgid(65534)
-        os.setuid(65534)
-
+    """As nobody, in the filtered cgroup. The shell has none of this process's sockets, which would be shut with it until it executes."""
     words = [sys.executable, os.path.join(os.path.dirname(__file__), "forger.py"), protocol, foreign, here, *map(str, ports), str(ifindex)]
-    done = subprocess.run(words, preexec_fn=become_nobody, capture_output=True, text=True, timeout=60)
+    join = 'echo $$ > "$0" && exec setpriv --reuid 65534 --regid 65534 --clear-groups -- "$@"'
+    done = subprocess.run(["sh", "-c", join, f"{workload.path}/cgroup.procs", *words], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "taken", done.stdout + done.stderr
 
 
