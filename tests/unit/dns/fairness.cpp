@@ -1,27 +1,16 @@
 // One workload's flood and another's question, both in the worker's sockets before it reads: how
 // many of the one are answered before the other. The worker is held, so that nothing depends on
 // time.
-#define DOCTEST_CONFIG_IMPLEMENT
-#include <doctest/doctest.h>
+#include "unit/dns/in_namespace.hpp"
+
 #include <sys/resource.h>
 
 #include <algorithm>
 #include <condition_variable>
-#include <cstdio>
 #include <filesystem>
 #include <fstream>
 
-#include "unit/dns/resolver_lab.hpp"
-
 using namespace dns_test;
-
-int main(int argc, char** argv) {
-  if (!enter_namespace()) {
-    std::puts("needs CAP_SYS_ADMIN for a network namespace of its own: skipped");
-    return 77;
-  }
-  return doctest::Context(argc, argv).run();
-}
 
 namespace {
 
