@@ -16,6 +16,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -87,6 +88,40 @@ std::string command_of(std::uint32_t task) {
   std::string name;
   std::getline(file, name);
   return name;
+}
+
+// Forked less than this ago, a task may be about to execute.
+constexpr std::uint64_t kUntilExecution = 1'000'000'000;
+
+// A manager forks, puts the child into its cgroup and only then executes: until then the child has
+// its parent's sockets, which must not be shut for the parent.
+bool is_about_to_execute(std::uint32_t task) {
+  constexpr unsigned kForkedWithoutExecution = 0x40;  // PF_FORKNOEXEC
+  std::ifstream file(fmt::format("/proc/{}/stat", task));
+  std::string line;
+  std::getline(file, line);
+  // Behind the command, which may be anything: state, ... flags (9th of all), ... start (22nd).
+  const auto command_ends = line.rfind(')');
+  if (command_ends == std::string::npos) return false;
+  unsigned flags = 0;
+  unsigned long long start = 0;
+  if (std::sscanf(
+          line.c_str() + command_ends + 1,
+          " %*c %*d %*d %*d %*d %*d %u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu",
+          &flags, &start) != 2)
+    return false;
+  const auto ticks = static_cast<std::uint64_t>(sysconf(_SC_CLK_TCK));
+  return (flags & kForkedWithoutExecution) != 0 &&
+         start * (1'000'000'000 / ticks) + kUntilExecution > boot_now().nanoseconds;
+}
+
+bool closes_on_execution(std::uint32_t task, std::uint32_t fd) {
+  std::ifstream file(fmt::format("/proc/{}/fdinfo/{}", task, fd));
+  for (std::string line; std::getline(file, line);) {
+    unsigned flags = 0;
+    if (std::sscanf(line.c_str(), "flags: %o", &flags) == 1) return (flags & O_CLOEXEC) != 0;
+  }
+  return false;
 }
 
 // The iterator runs over one thread group (kernel 6.1); older kernels walk all, and rows of others
@@ -200,19 +235,24 @@ bool shut_socket(Visit& visit, const SocketRow& row) {
   return true;
 }
 
-// Returns false when there was always something new.
+// Returns false when there was always something new, or it is too early to tell whose a socket is.
 bool shut_sockets_of(const SocketSweep& sweep, const fs::path& root, std::uint32_t task,
                      const std::string& path, Inside& inside) {
   const Fd pidfd(pidfd_open(task));
   if (!pidfd) return true;
   Visit visit{sweep, task, pidfd.get(), path, {}};
-  bool again = true, found = false;
+  bool again = true, found = false, too_early = false;
   for (int pass = 0; pass < kPasses && again; ++pass) {
-    again = false;
+    again = too_early = false;
+    const bool about_to_execute = is_about_to_execute(task);
     visit.failure = 0;
     for (const SocketRow& row :
          sockets_of(sweep.programs->program(Program::list_sockets), pidfd.get())) {
       if (inside.holds(row.cgroup_id)) continue;
+      if (about_to_execute && closes_on_execution(task, row.fd)) {
+        too_early = true;
+        continue;
+      }
       if (!std::exchange(found, true))
         if (auto stopped = stop_tagged_sockets(sweep, root); !stopped)
           spdlog::error(
@@ -225,7 +265,7 @@ bool shut_sockets_of(const SocketSweep& sweep, const fs::path& root, std::uint32
   if (visit.shut != 0)
     spdlog::info("{}: shut {} socket(s) that {} (pid {}) brought into the cgroup", path, visit.shut,
                  command_of(task), task);
-  if (visit.failure == 0) return !again;
+  if (visit.failure == 0) return !again && !too_early;
   spdlog::error("{}: {} (pid {}) holds a socket from outside that is shut, but not for good: {}",
                 path, command_of(task), task, strerror(visit.failure));
   if (visit.failure != ENOMEM) return true;

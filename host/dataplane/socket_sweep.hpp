@@ -24,8 +24,8 @@ struct SocketSweep {
   std::map<std::uint64_t, std::string> attached;  // cgroup id -> path
   Moves moves;
 };
-// Returns the tasks whose sockets changed their numbers, or became more, each time they were looked
-// at: to be looked at again.
+// Returns the tasks to be looked at again: their sockets changed their numbers, or became more,
+// each time, or may be their parent's until they have executed.
 std::set<std::uint32_t> shut_foreign_sockets(const SocketSweep& sweep);
 
 // After a tightening: TCP connections of a cgroup's sockets to destinations that its policy now

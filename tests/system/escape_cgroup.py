@@ -6,6 +6,7 @@ same address from inside the filtered cgroup (it must not), and from there to an
 
 import contextlib
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -587,6 +588,59 @@ def test_a_socket_opened_inside_goes_on_after_a_move_between_children(place, wor
             assert inhabitant.do("send", 0, "00ff") == "ok 2"
             assert inhabitant.do("recv", 0, 5000) == "ok 00ff"
     child.remove()
+
+
+# Connects, then starts a child in the cgroup as a manager does: fork, join, and after a while execute (or, told to stay, not).
+MANAGES = """
+import os, socket, sys, time
+door, address, stays = sys.argv[1], sys.argv[2], sys.argv[3] == "stays"
+own = socket.create_connection((address, 443), 10)
+if os.fork() == 0:
+    with open(door, "w") as procs:
+        procs.write("0")
+    print(os.getpid(), flush=True)
+    time.sleep(60 if stays else 0.4)
+    os.execvp("sleep", ["sleep", "60"])
+for line in sys.stdin:
+    own.sendall(b"ask")
+    print(own.recv(3).decode() or "shut", flush=True)
+"""
+
+
+@contextlib.contextmanager
+def manager(place, workload, address, mode):
+    """(its process, the child's pid)"""
+    process = place.host.popen([sys.executable, "-c", MANAGES, f"{workload.path}/cgroup.procs", address, mode],
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+    child = int(process.stdout.readline())
+    try:
+        yield process, child
+    finally:
+        os.kill(child, signal.SIGKILL)
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
+def asks(process):
+    process.stdin.write("ask\n")
+    process.stdin.flush()
+    return process.stdout.readline().strip()
+
+
+@pytest.mark.parametrize("address", [DENIED4, DENIED6])
+def test_a_manager_keeps_its_connections_when_it_forks_into_the_cgroup(place, workload, address):
+    with manager(place, workload, address, "executes") as (process, child):
+        for _ in range(15):
+            assert asks(process) == "ask"
+            time.sleep(0.1)
+        assert f"(pid {child}) brought into the cgroup" not in place.filter.log(whole=True)
+
+
+def test_a_child_that_does_not_execute_loses_them_after_a_moment(place, workload):
+    with manager(place, workload, DENIED4, "stays") as (process, child):
+        eventually(lambda: f"(pid {child}) brought into the cgroup" in place.filter.log(whole=True), "its socket is shut")
 
 
 MOVES_TO_AND_FRO = """

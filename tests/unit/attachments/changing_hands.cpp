@@ -1,4 +1,5 @@
-// Whose an attachment is: after a restart, when its discovery restarts, is renamed or lets go of it.
+// Whose an attachment is: after a restart, when its discovery restarts, is renamed or lets go of
+// it.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "attachments/attachment_manager.hpp"
 

@@ -1,5 +1,5 @@
-// The resolver and its upstream servers: how they are asked, and those that lie, are dead, silent or
-// slow.
+// The resolver and its upstream servers: how they are asked, and those that lie, are dead, silent
+// or slow.
 #include "unit/dns/in_namespace.hpp"
 
 using namespace dns_test;
