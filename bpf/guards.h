@@ -13,9 +13,6 @@
 #define SLUICE_CGROUP_LEVELS \
   12 /* depth of the hierarchy that is searched for attached or guarded cgroups */
 
-#define SLUICE_AF_INET 2
-#define SLUICE_AF_INET6 10
-
 /*
  * Was this judged by the cgroup's egress hook, in another shape? Each packet of an IP socket was,
  * as the socket sent it; then a tunnel of the host may have put it into a packet of its own, which

@@ -13,6 +13,9 @@
 
 #include "maps.h"
 
+#define SLUICE_AF_INET 2 /* linux/socket.h, which is not for programs */
+#define SLUICE_AF_INET6 10
+
 #ifndef __noinline
 #define __noinline __attribute__((noinline))
 #endif

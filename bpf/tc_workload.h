@@ -191,11 +191,11 @@ static __always_inline int sluice_is_from_outside(struct __sk_buff* skb,
   struct bpf_fib_lookup fib = {};
   fib.ifindex = skb->ifindex;
   if (facts->family == 4) {
-    fib.family = 2; /* AF_INET */
+    fib.family = SLUICE_AF_INET;
     __builtin_memcpy(&fib.ipv4_src, facts->destination + 12, 4);
     __builtin_memcpy(&fib.ipv4_dst, facts->source + 12, 4);
   } else {
-    fib.family = 10; /* AF_INET6 */
+    fib.family = SLUICE_AF_INET6;
     sluice_copy16((__u8*)fib.ipv6_src, facts->destination);
     sluice_copy16((__u8*)fib.ipv6_dst, facts->source);
   }

@@ -35,7 +35,15 @@ void Replies::give_truncated(Asked& asked, const Ruling& ruling) {
   const std::size_t size = make_truncated_reply(asked.query, room);
   if (size == 0) return outlet_.drop(asked.client);
   report_given(asked, ruling, static_cast<std::uint8_t>(Header(room).rcode()), {});
-  outlet_.send(asked.client, size);
+  send(asked, size);
+}
+
+void Replies::send(const Asked& asked, std::size_t size) {
+  if (size == 0)
+    outlet_.drop(asked.client);
+  else
+    outlet_.send(asked.client, size);
+  if (asked.decision) reports_.flush();  // their reason is the decision's, which may end now
 }
 
 // Sending comes last: on a stream it may take the next question in, and what was looked at here is
@@ -74,7 +82,7 @@ void Replies::give(Asked& asked, const Ruling& ruling, const CachedAnswer& answe
   }
   report_given(asked, ruling, static_cast<std::uint8_t>(Header(room).rcode()),
                std::span(given).first(count));
-  outlet_.send(asked.client, size);
+  send(asked, size);
 }
 
 void Replies::report_given(const Asked& asked, const Ruling& ruling, std::uint8_t rcode,
@@ -101,7 +109,7 @@ void Replies::give_addresses(Asked& asked, std::span<const sdk::Address> address
                  .reason = asked.decision->reason,
                  .addresses = addresses,
                  .flags = SLUICE_QUERY_DECIDED});
-  outlet_.send(asked.client, size);
+  send(asked, size);
 }
 
 void Replies::reply(Asked& asked, const Told& told) {
@@ -110,10 +118,7 @@ void Replies::reply(Asked& asked, const Told& told) {
     options.ede = ExtendedError{.code = told.extended, .text = told.reason};
   const std::size_t size = make_reply(asked.query, told.rcode, options, outlet_.room(asked.client));
   report(asked, told);
-  if (size == 0)
-    outlet_.drop(asked.client);
-  else
-    outlet_.send(asked.client, size);
+  send(asked, size);
 }
 
 void Replies::deny(Asked& asked, std::string_view rule, std::string_view why) {
@@ -169,7 +174,6 @@ void Replies::report(const Asked& asked, const Told& told) {
   report.upstream_ns = asked.upstream_ns;
   report.push_ns = asked.push_ns;
   if (!told.addresses.empty()) reports_.set_addresses(report, told.addresses);
-  if (asked.decision) reports_.flush();  // the reason is the decision's, which may end now
 }
 
 void Replies::report_dropped(std::uint64_t attachment, std::uint32_t count) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string_view>
@@ -72,6 +73,8 @@ class Replies {
   void flush() { reports_.flush(); }
 
  private:
+  // What the outlet's room holds; 0: nothing.
+  void send(const Asked& asked, std::size_t size);
   void report(const Asked& asked, const Told& told);
   void report_given(const Asked& asked, const Ruling& ruling, std::uint8_t rcode,
                     std::span<const sdk::Address> addresses);
