@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <string_view>
@@ -86,6 +87,9 @@ struct Denial {
 class PluginEvents {
  public:
   virtual ~PluginEvents() = default;
+  // Held while one by one is told that an attachment is his now: meanwhile nobody is asked about
+  // it, since a source that has heard of it could put its question to one that has not.
+  [[nodiscard]] virtual std::unique_lock<std::mutex> telling() { return {}; }
   virtual void attachment_added(const std::string& instance, const AttachmentInfo& info) = 0;
   virtual void attachment_changed(const std::string& instance, const AttachmentInfo& info) = 0;
   virtual void attachment_removed(const std::string& instance, const AttachmentInfo& info,

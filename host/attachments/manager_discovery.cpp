@@ -73,6 +73,7 @@ void AttachmentManager::tell_rewired(const Attachment& attachment, const WirePtr
                                      bool domains_changed, bool is_new) {
   if (events_ == nullptr) return;
   const auto info = info_of(attachment);
+  const auto telling = events_->telling();
   const std::vector<std::string> none;
   const auto& old_sources = before ? before->sources : none;
   for (const auto& source : old_sources) {

@@ -82,6 +82,7 @@ class Daemon::Tee final : public PluginEvents {
   }
   void forget(const std::string& instance) { observers_.erase(instance); }
 
+  [[nodiscard]] std::unique_lock<std::mutex> telling() override { return plugins_.telling(); }
   void attachment_added(const std::string& instance, const AttachmentInfo& info) override {
     each(instance, [&](const std::string& name) { plugins_.attachment_added(name, info); });
   }

@@ -162,6 +162,7 @@ Status NameRoutes::ask(const std::shared_ptr<PluginRun>& asker, NameQuery query,
   std::uint64_t id = 0;
   bool earlier = false;
   {
+    const auto told = telling();
     const std::lock_guard lock(mutex_);
     auto found = find(query.attachment, asker->instance(), SLUICE_ROLE_DECIDER, "decider");
     if (!found) return std::unexpected(found.error());
@@ -217,8 +218,10 @@ Status NameRoutes::decided(const PluginRun& decider, std::uint64_t id,
 
 Status NameRoutes::push(const PluginRun& source, std::shared_ptr<const NameAnswer> answer,
                         BootTime deadline) {
+  auto told = telling();
   std::unique_lock lock(mutex_);
   auto found = find(answer->attachment(), source.instance(), SLUICE_ROLE_RESOLVER, "resolver");
+  told.unlock();
   if (!found) return std::unexpected(found.error());
   const auto [name, resolver] = std::move(*found);
   if (resolver.get() == &source)

@@ -8,10 +8,10 @@
 //                  returns <------- pushed()         or the deadline
 //   resolver       report() ------> queries()        observers; dropped and counted without room
 //
-// Apart from the core loop, because resolvers ask from threads of their own. Locks: `mutex_` is
-// taken alone; mail is posted to strands without it. Mail that a strand drops is heard of through
-// the core loop, never under the strand's lock (two strands that drop mail to each other would
-// wait for each other).
+// Apart from the core loop, because resolvers ask from threads of their own. Locks: `telling_`,
+// then `mutex_`; mail is posted to strands without the second. Mail that a strand drops is heard of
+// through the core loop, never under the strand's lock (two strands that drop mail to each other
+// would wait for each other).
 #pragma once
 
 #include <atomic>
@@ -60,6 +60,8 @@ class NameRoutes final : public std::enable_shared_from_this<NameRoutes> {
 
   // ---- [core loop] ----
 
+  // While it is held, ask() and push() wait to look up who is asked.
+  [[nodiscard]] std::unique_lock<std::mutex> telling() { return std::unique_lock(telling_); }
   // The sources of an attachment's wire, in order. Null: it is gone.
   void wired(AttachmentId id, Sources sources);
   // A configured instance, with its run where it can take events.
@@ -120,6 +122,7 @@ class NameRoutes final : public std::enable_shared_from_this<NameRoutes> {
   CoreLoop& loop_;
   CoreLoop::TimerId timer_ = 0;  // the core loop's
 
+  std::mutex telling_;
   std::mutex mutex_;
   bool open_ = true;
   std::unordered_map<std::uint64_t, Sources> wires_;

@@ -710,6 +710,9 @@ std::vector<PluginStatus> PluginHost::status() const {
   return impl_->status();
 }
 
+std::unique_lock<std::mutex> PluginHost::telling() {
+  return impl_->routes().telling();
+}
 void PluginHost::attachment_added(const std::string& instance, const AttachmentInfo& info) {
   impl_->routes().wired(info.id, info.sources);
   if (auto* run = impl_->running(instance)) run->tell_added(info);

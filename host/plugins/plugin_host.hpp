@@ -149,6 +149,7 @@ class PluginHost final : public PluginEvents {
   [[nodiscard]] std::vector<PluginStatus> status() const;
 
   // PluginEvents
+  [[nodiscard]] std::unique_lock<std::mutex> telling() override;
   void attachment_added(const std::string& instance, const AttachmentInfo& info) override;
   void attachment_changed(const std::string& instance, const AttachmentInfo& info) override;
   void attachment_removed(const std::string& instance, const AttachmentInfo& info,

@@ -238,7 +238,8 @@ void PluginRun::tell_denials(std::span<const Denial> denials) {
   });
 }
 
-// In the order of the mail: a decider hears of an attachment before it is asked about it.
+// In the order of the mail: a decider hears of an attachment before it is asked about it, see
+// PluginEvents::telling().
 void PluginRun::tell_decide(NameQuery query, DeliveryPtr delivery) {
   if (table().decide == nullptr) return;
   strand_->post("decide", Strand::MailKind::other,

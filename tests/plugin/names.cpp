@@ -13,9 +13,15 @@ AttachmentInfo wired(std::uint64_t id, std::vector<std::string> sources) {
   info.sources = std::make_shared<const std::vector<std::string>>(std::move(sources));
   return info;
 }
-// As the manager tells: each source of the wire, in its order.
-void appears(Stage& stage, std::uint64_t id, const std::vector<std::string>& sources) {
-  for (const auto& source : sources) stage.host->attachment_added(source, wired(id, sources));
+// As the manager tells: each source of the wire, in its order. With a `pause` after each, those
+// told first could long have asked those told last.
+void appears(Stage& stage, std::uint64_t id, const std::vector<std::string>& sources,
+             std::chrono::milliseconds pause = {}) {
+  const auto telling = stage.host->telling();
+  for (const auto& source : sources) {
+    stage.host->attachment_added(source, wired(id, sources));
+    std::this_thread::sleep_for(pause);
+  }
 }
 void disappears(Stage& stage, std::uint64_t id, const std::vector<std::string>& sources) {
   for (const auto& source : sources) stage.host->attachment_removed(source, attachment(id), "gone");
@@ -42,6 +48,29 @@ TEST_CASE("a question goes to the wire's first decider, its decision back to who
   CHECK(stage.lines(0, "first: asked about q.example by 7").size() == 1);
   CHECK(stage.lines(0, "other: ").empty());
   CHECK(stage.lines(0, "second: asked").empty());
+}
+
+TEST_CASE("nobody is asked about an attachment that he has not heard of") {
+  Stage stage;
+  constexpr std::chrono::milliseconds kPause{50};
+  SUBCASE("a decider") {
+    CHECK(stage.start({{"dns", "asker"}, {"judge", "decider"}}).empty());
+    appears(stage, 7, {"dns", "judge"}, kPause);
+    CHECK(stage.says("dns: decided 1 allow"));
+    const auto told = stage.lines(0, "judge: ");
+    REQUIRE(told.size() >= 2);
+    CHECK(told[0].ends_with("heard of 7"));
+    CHECK(told[1].ends_with("asked about q.example by 7"));
+  }
+  SUBCASE("a resolver that is pushed to") {
+    CHECK(stage.start({{"dns", "asker", "questions=0"}, {"coredns", "pusher"}}).empty());
+    appears(stage, 7, {"coredns", "dns"}, kPause);
+    CHECK(stage.says("coredns: may give it"));
+    const auto told = stage.lines(0, "dns: ");
+    REQUIRE(told.size() >= 2);
+    CHECK(told[0].ends_with("heard of 7"));
+    CHECK(told[1].find("pushed a.example") != std::string::npos);
+  }
 }
 
 TEST_CASE("who may not ask, and who is not there to decide") {

@@ -24,6 +24,7 @@ struct Asker : sluice::Plugin, sluice::Resolver {
   void domain_rules(sluice::AttachmentId, const std::vector<sluice::Rule>&) override {}
   void attachment_added(const sluice::AttachmentInfo& info) override {
     stop();
+    say("heard of " + std::to_string(info.id.value));
     // From a thread of its own, as a resolver does.
     worker_ = std::thread([this, id = about_ != 0 ? sluice::AttachmentId{about_} : info.id] {
       for (int i = 0; i < questions_; ++i) question(id, static_cast<std::uint64_t>(i + 1));

@@ -3,6 +3,8 @@
 
 #include <doctest/doctest.h>
 
+#include <future>
+
 #include "stage.hpp"
 
 using namespace sluice;
@@ -152,6 +154,21 @@ TEST_CASE("observers hear of every attachment once, wired or not, and of its mod
 }
 
 // ---- layers -------------------------------------------------------------------------------------
+
+TEST_CASE("nobody is asked about an attachment while its sources are told of it") {
+  Stage stage(config_of({wire({"static", "dns"})}));
+  std::vector<bool> could_ask;
+  stage.listener.before_added = [&] {
+    could_ask.push_back(
+        std::async(std::launch::async, [&] {
+          return std::unique_lock(stage.listener.telling_mutex, std::try_to_lock).owns_lock();
+        }).get());
+  };
+  stage.attach(tap("tap1", 7));
+  CHECK(could_ask == std::vector{false, false, false});  // the observers are the third
+  CHECK(stage.listener.telling_mutex.try_lock());
+  stage.listener.telling_mutex.unlock();
+}
 
 TEST_CASE("the mode is that of the first source, in the wire's order, which has set one") {
   struct Row {

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,6 +19,9 @@ using namespace std::chrono_literals;
 // Writes down every call as "added saas tap1".
 class Listener final : public PluginEvents {
  public:
+  [[nodiscard]] std::unique_lock<std::mutex> telling() override {
+    return std::unique_lock(telling_mutex);
+  }
   void attachment_added(const std::string& instance, const AttachmentInfo& info) override {
     note("added", instance, info);
   }
@@ -43,9 +48,12 @@ class Listener final : public PluginEvents {
   AttachmentInfo last;        // as told last
   std::vector<Rule> domains;  // likewise
   std::vector<Denial> denied;
+  std::mutex telling_mutex;
+  std::function<void()> before_added = [] {};
 
  private:
   void note(const std::string& what, const std::string& instance, const AttachmentInfo& info) {
+    if (what == "added") before_added();
     last = info;
     if (instance.empty()) {
       observed.push_back(what + " " + target_name(info.target));
