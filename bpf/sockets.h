@@ -11,7 +11,11 @@
 struct kernfs_node___sluice {
   __u64 id;
 } __attribute__((preserve_access_index));
+struct cgroup_subsys_state___sluice {
+  struct cgroup_subsys_state___sluice* parent;
+} __attribute__((preserve_access_index));
 struct cgroup___sluice {
+  struct cgroup_subsys_state___sluice self;
   struct kernfs_node___sluice* kn;
   int level;
 } __attribute__((preserve_access_index));
@@ -35,6 +39,12 @@ struct sock___sluice {
 struct socket___sluice {
   short type;
   struct sock___sluice* sk;
+} __attribute__((preserve_access_index));
+struct inode___sluice {
+  unsigned long i_ino;
+} __attribute__((preserve_access_index));
+struct file___sluice {
+  struct inode___sluice* f_inode;
 } __attribute__((preserve_access_index));
 struct seq_file___sluice;
 struct bpf_iter_meta___sluice {
@@ -86,13 +96,24 @@ int sluice_task_forked(__u64* arguments) {
   return 0;
 }
 
-/* What sluice_list_sockets writes for each INET, INET6 or PACKET socket of a task. */
+/*
+ * What sluice_list_sockets writes for each INET, INET6 or PACKET socket of a task: this, then the
+ * id of the cgroup that the socket belongs to and of each above it (SLUICE_LINEAGE at most), then
+ * 0. The lineage is read here, since a cgroup that was removed has no directory any more, and lives
+ * on in its sockets with all that are above it.
+ */
+#define SLUICE_LINEAGE 64
 struct sluice_socket_row {
   __u32 fd;
   __u16 family;
   __u16 type;
-  __u64 cgroup_id;
+  __u64 inode;
 };
+
+static __always_inline struct cgroup___sluice* sluice_parent_of(struct cgroup___sluice* cgroup) {
+  void* state = BPF_CORE_READ(cgroup, self.parent);
+  return state ? state - bpf_core_field_offset(struct cgroup___sluice, self) : 0;
+}
 
 SEC("iter/task_file")
 int sluice_list_sockets(struct bpf_iter__task_file___sluice* context) {
@@ -106,9 +127,18 @@ int sluice_list_sockets(struct bpf_iter__task_file___sluice* context) {
       .fd = context->fd,
       .family = BPF_CORE_READ(sk, __sk_common.skc_family),
       .type = (__u16)BPF_CORE_READ(socket, type),
-      .cgroup_id = BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id),
+      .inode = BPF_CORE_READ((struct file___sluice*)file, f_inode, i_ino),
   };
-  if (row.family == 2 || row.family == 10 || row.family == 17)
-    bpf_seq_write(context->meta->seq, &row, sizeof(row));
+  if (row.family != 2 && row.family != 10 && row.family != 17) return 0;
+  struct seq_file* seq = context->meta->seq;
+  bpf_seq_write(seq, &row, sizeof(row));
+  struct cgroup___sluice* cgroup = BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
+  for (int level = 0; level < SLUICE_LINEAGE && cgroup; ++level) {
+    __u64 id = BPF_CORE_READ(cgroup, kn, id);
+    bpf_seq_write(seq, &id, sizeof(id));
+    cgroup = sluice_parent_of(cgroup);
+  }
+  __u64 end = 0;
+  bpf_seq_write(seq, &end, sizeof(end));
   return 0;
 }

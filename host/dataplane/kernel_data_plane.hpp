@@ -26,6 +26,7 @@
 #include "dataplane/policy_store.hpp"
 #include "dataplane/programs.hpp"
 #include "dataplane/slot_table.hpp"
+#include "dataplane/socket_sweep.hpp"
 
 struct ring_buffer;
 
@@ -126,11 +127,12 @@ class KernelDataPlane final : public DataPlane {
   unsigned events_left_ = 0;               // of this turn's
   PendingMoves moves_;
   bool socket_sweep_running_ = false;
+  Unsettled unsettled_;                   // with the sweep while one runs
   std::deque<std::uint32_t> to_convert_;  // slots on clsact that become TCX links when it is calm
   bool conversion_running_ = false;
   std::uint64_t last_attach_ = 0;
   bool grace_running_ = false;
-  std::uint64_t last_audit_ = 0, last_sweep_ = 0, last_dns_check_ = 0;
+  std::uint64_t last_audit_ = 0, last_sweep_ = 0, last_dns_check_ = 0, last_socket_sweep_ = 0;
   // Not what the map holds: the first look finds moves lost, as they were while no daemon ran.
   std::uint64_t lost_moves_ = ~std::uint64_t{0};
   Background background_;  // last: its jobs use what is above

@@ -24,7 +24,8 @@ namespace sluice {
 namespace {
 
 constexpr std::uint64_t kSecond = 1'000'000'000;
-constexpr std::uint64_t kAuditInterval = 5 * kSecond, kSweepInterval = 10 * kSecond;
+constexpr std::uint64_t kAuditInterval = 5 * kSecond, kSweepInterval = 10 * kSecond,
+                        kUnsettledInterval = kSecond / 10;
 // As many as half the ring holds: whoever fills it all the time does not keep this thread.
 constexpr unsigned kEventsPerTurn = 1024;
 
@@ -196,7 +197,11 @@ void KernelDataPlane::poll(const DataPlaneEvents& events) {
 
 // One sweep at a time; what moves meanwhile is for the next.
 void KernelDataPlane::start_socket_sweep() {
-  if (socket_sweep_running_ || moves_.empty() || !features_.task_events) return;
+  if (socket_sweep_running_ || !features_.task_events) return;
+  // What cannot be settled now is not looked at without a pause.
+  if (!unsettled_.empty() && boot_now().nanoseconds > last_socket_sweep_ + kUnsettledInterval)
+    for (const auto& [cgroup_id, waiting] : unsettled_) moves_.add_cgroup(cgroup_id);
+  if (moves_.empty()) return;
   SocketSweep sweep;
   sweep.programs = &programs_;
   sweep.stop_pin = stop_pin();
@@ -204,12 +209,17 @@ void KernelDataPlane::start_socket_sweep() {
   for (const auto& [index, live] : live_)
     if (slots_.at(index).type == SLUICE_TYPE_CGROUP)
       sweep.attached[slots_.at(index).cgroup_id] = live.name;
+  sweep.unsettled = std::exchange(unsettled_, {});
+  std::erase_if(sweep.unsettled,
+                [&](const auto& entry) { return !sweep.attached.contains(entry.first); });
   if (sweep.attached.empty()) return;
   socket_sweep_running_ = true;
-  background_.run([this, sweep = std::move(sweep)]() -> Background::Completion {
-    return [this, unsettled = shut_foreign_sockets(sweep)] {
+  background_.run([this, sweep = std::move(sweep)]() mutable -> Background::Completion {
+    shut_foreign_sockets(sweep);
+    return [this, unsettled = std::move(sweep.unsettled)]() mutable {
       socket_sweep_running_ = false;
-      for (const std::uint32_t task : unsettled) moves_.add_task(task);
+      last_socket_sweep_ = boot_now().nanoseconds;
+      unsettled_ = std::move(unsettled);
     };
   });
 }

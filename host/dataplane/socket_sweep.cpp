@@ -16,6 +16,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -38,11 +39,17 @@ namespace sluice {
 namespace fs = std::filesystem;
 namespace {
 
-// As sluice_list_sockets writes it.
+// As sluice_list_sockets writes them (bpf/sockets.h).
 struct SocketRow {
   std::uint32_t fd;
   std::uint16_t family, type;
-  std::uint64_t cgroup_id;
+  std::uint64_t inode;
+};
+struct HeldSocket : SocketRow {
+  std::vector<std::uint64_t> lineage;  // cgroup ids, its own first
+  [[nodiscard]] bool belongs_to(std::uint64_t cgroup) const {
+    return std::ranges::find(lineage, cgroup) != lineage.end();
+  }
 };
 
 int pidfd_open(std::uint32_t pid) {
@@ -52,19 +59,21 @@ int pidfd_getfd(int pidfd, std::uint32_t fd) {
   return static_cast<int>(syscall(SYS_pidfd_getfd, pidfd, fd, 0));
 }
 
-// The cgroup2 directories from `path` down, with their ids.
+// The cgroup2 directories from `path` down, with their ids. Each by itself: one that goes meanwhile
+// takes only what is below it along (fs::recursive_directory_iterator would end there).
+void add_subtree(const fs::path& path, std::map<std::uint64_t, fs::path>& found) {
+  struct stat info {};
+  if (stat(path.c_str(), &info) != 0) return;
+  found[info.st_ino] = path;
+  std::error_code gone;
+  for (fs::directory_iterator at(path, gone), end; at != end && !gone; at.increment(gone)) {
+    std::error_code unknown;
+    if (at->is_directory(unknown)) add_subtree(at->path(), found);
+  }
+}
 std::map<std::uint64_t, fs::path> subtree(const fs::path& path) {
   std::map<std::uint64_t, fs::path> found;
-  struct stat info {};
-  if (stat(path.c_str(), &info) != 0) return found;
-  found[info.st_ino] = path;
-  std::error_code error;
-  for (fs::recursive_directory_iterator
-           at(path, fs::directory_options::skip_permission_denied, error),
-       end;
-       at != end && !error; at.increment(error))
-    if (at->is_directory(error) && stat(at->path().c_str(), &info) == 0)
-      found[info.st_ino] = at->path();
+  add_subtree(path, found);
   return found;
 }
 
@@ -90,29 +99,19 @@ std::string command_of(std::uint32_t task) {
   return name;
 }
 
-// Forked less than this ago, a task may be about to execute.
-constexpr std::uint64_t kUntilExecution = 1'000'000'000;
-
 // A manager forks, puts the child into its cgroup and only then executes: until then the child has
 // its parent's sockets, which must not be shut for the parent.
-bool is_about_to_execute(std::uint32_t task) {
+bool has_not_executed(std::uint32_t task) {
   constexpr unsigned kForkedWithoutExecution = 0x40;  // PF_FORKNOEXEC
   std::ifstream file(fmt::format("/proc/{}/stat", task));
   std::string line;
   std::getline(file, line);
-  // Behind the command, which may be anything: state, ... flags (9th of all), ... start (22nd).
+  // Behind the command, which may be anything: state, ... flags (9th of all).
   const auto command_ends = line.rfind(')');
-  if (command_ends == std::string::npos) return false;
   unsigned flags = 0;
-  unsigned long long start = 0;
-  if (std::sscanf(
-          line.c_str() + command_ends + 1,
-          " %*c %*d %*d %*d %*d %*d %u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu",
-          &flags, &start) != 2)
-    return false;
-  const auto ticks = static_cast<std::uint64_t>(sysconf(_SC_CLK_TCK));
-  return (flags & kForkedWithoutExecution) != 0 &&
-         start * (1'000'000'000 / ticks) + kUntilExecution > boot_now().nanoseconds;
+  return command_ends != std::string::npos &&
+         std::sscanf(line.c_str() + command_ends + 1, " %*c %*d %*d %*d %*d %*d %u", &flags) == 1 &&
+         (flags & kForkedWithoutExecution) != 0;
 }
 
 bool closes_on_execution(std::uint32_t task, std::uint32_t fd) {
@@ -126,24 +125,36 @@ bool closes_on_execution(std::uint32_t task, std::uint32_t fd) {
 
 // The iterator runs over one thread group (kernel 6.1); older kernels walk all, and rows of others
 // are dropped by getfd.
-std::vector<SocketRow> sockets_of(int program, int pidfd) {
-  std::vector<SocketRow> rows;
+std::vector<HeldSocket> sockets_of(int program, int pidfd) {
+  std::vector<HeldSocket> sockets;
   union bpf_iter_link_info info {};
   // struct { __u32 tid, pid, pid_fd; } task; Debian 12's header has it
   info.task.pid_fd = static_cast<std::uint32_t>(pidfd);
   LIBBPF_OPTS(bpf_link_create_opts, options, .iter_info = &info, .iter_info_len = sizeof(info));
   const Fd link(bpf_link_create(program, 0, BPF_TRACE_ITER, &options));
-  if (!link) return rows;
+  if (!link) return sockets;
   const Fd iterator(bpf_iter_create(link.get()));
-  if (!iterator) return rows;
+  if (!iterator) return sockets;
   std::vector<char> bytes;
   char buffer[4096];
   for (ssize_t got = 0; (got = read(iterator.get(), buffer, sizeof(buffer))) > 0;)
     bytes.insert(bytes.end(), buffer, buffer + got);
-  rows.resize(bytes.size() / sizeof(SocketRow));
-  if (!rows.empty()) std::memcpy(rows.data(), bytes.data(), rows.size() * sizeof(SocketRow));
-  return rows;
+  std::size_t at = 0;
+  const auto next = [&](auto& value) {
+    if (bytes.size() - at < sizeof(value)) return false;
+    std::memcpy(&value, bytes.data() + at, sizeof(value));
+    at += sizeof(value);
+    return true;
+  };
+  for (SocketRow row{}; next(row);) {
+    sockets.push_back({row, {}});
+    for (std::uint64_t id = 0; next(id) && id != 0;) sockets.back().lineage.push_back(id);
+  }
+  return sockets;
 }
+
+// For so long a socket may be the parent's of a task that is about to execute.
+constexpr std::uint64_t kUntilExecution = 1'000'000'000;
 
 // A socket that was tagged while another thread accepted from it may have one more.
 constexpr int kPasses = 8;
@@ -174,29 +185,6 @@ Tag tag(int tags, int socket) {
   }
   return errno == EEXIST ? Tag::was_there : Tag::failed;
 }
-
-// The cgroups below an attached one, as they were last looked at.
-class Inside {
- public:
-  explicit Inside(fs::path directory) : directory_(std::move(directory)) { look(); }
-  [[nodiscard]] const std::map<std::uint64_t, fs::path>& directories() const { return found_; }
-  // Looks again for an id that is not known, once: it may be of a cgroup made since, but a cgroup
-  // never moves.
-  [[nodiscard]] bool holds(std::uint64_t id) {
-    if (found_.contains(id)) return true;
-    if (outside_.contains(id)) return false;
-    look();
-    if (found_.contains(id)) return true;
-    outside_.insert(id);
-    return false;
-  }
-
- private:
-  void look() { found_ = subtree(directory_); }
-  fs::path directory_;
-  std::map<std::uint64_t, fs::path> found_;
-  std::set<std::uint64_t> outside_;
-};
 
 // What one task brought along.
 struct Visit {
@@ -235,21 +223,39 @@ bool shut_socket(Visit& visit, const SocketRow& row) {
   return true;
 }
 
+// An attached cgroup in a sweep.
+struct Place {
+  std::uint64_t id;
+  const std::string& path;
+  WaitingSockets waiting, still;  // before and after
+};
+
 // Returns false when there was always something new, or it is too early to tell whose a socket is.
 bool shut_sockets_of(const SocketSweep& sweep, const fs::path& root, std::uint32_t task,
-                     const std::string& path, Inside& inside) {
+                     Place& place) {
   const Fd pidfd(pidfd_open(task));
   if (!pidfd) return true;
+  const std::string& path = place.path;
   Visit visit{sweep, task, pidfd.get(), path, {}};
+  // Once it waits, a socket waits no longer for having come to another task: a chain of forks would
+  // keep it for ever.
+  const auto may_wait = [&](std::uint64_t inode) {
+    const auto now = boot_now();
+    const auto known = place.waiting.find(inode);
+    const auto since = known == place.waiting.end() ? now : known->second;
+    if (now.nanoseconds - since.nanoseconds > kUntilExecution) return false;
+    place.still.emplace(inode, since);
+    return true;
+  };
   bool again = true, found = false, too_early = false;
   for (int pass = 0; pass < kPasses && again; ++pass) {
     again = too_early = false;
-    const bool about_to_execute = is_about_to_execute(task);
+    const bool not_executed = has_not_executed(task);
     visit.failure = 0;
-    for (const SocketRow& row :
+    for (const HeldSocket& socket :
          sockets_of(sweep.programs->program(Program::list_sockets), pidfd.get())) {
-      if (inside.holds(row.cgroup_id)) continue;
-      if (about_to_execute && closes_on_execution(task, row.fd)) {
+      if (socket.belongs_to(place.id)) continue;
+      if (not_executed && closes_on_execution(task, socket.fd) && may_wait(socket.inode)) {
         too_early = true;
         continue;
       }
@@ -258,7 +264,7 @@ bool shut_sockets_of(const SocketSweep& sweep, const fs::path& root, std::uint32
           spdlog::error(
               "{}: sockets brought into the cgroup can only be shut, which is not for good: {}",
               path, stopped.error().message);
-      again |= shut_socket(visit, row);
+      again |= shut_socket(visit, socket);
     }
     if (visit.failure != 0) usleep(1000);  // the kernel may be short of memory for a moment
   }
@@ -383,29 +389,27 @@ std::size_t destroy_in_namespace(const SeverRequest& request,
 
 }  // namespace
 
-std::set<std::uint32_t> shut_foreign_sockets(const SocketSweep& sweep) {
+void shut_foreign_sockets(SocketSweep& sweep) {
   const auto root = find_cgroup2();
-  if (!root) return {};
-  std::set<std::uint32_t> unsettled;
-  std::map<std::string, Inside> known;  // by the path of an attached cgroup
-  const auto inside = [&](const std::string& path) -> Inside& {
-    return known.try_emplace(path, *root / fs::path(path).relative_path()).first->second;
+  if (!root) return;
+  std::map<std::string, std::uint64_t> attached;  // path -> id
+  for (const auto& [id, path] : sweep.attached) attached.emplace(path, id);
+  const Unsettled before = sweep.unsettled;
+  const auto look = [&](std::uint32_t task, std::uint64_t id, const std::string& path) {
+    const auto known = before.find(id);
+    Place place{id, path, known == before.end() ? WaitingSockets{} : known->second, {}};
+    if (!shut_sockets_of(sweep, *root, task, place)) sweep.unsettled[id].merge(place.still);
   };
-  std::set<std::string> attached;
   for (const auto& [id, path] : sweep.attached) {
-    attached.insert(path);
     if (!sweep.moves.everything && !sweep.moves.cgroups.contains(id)) continue;
-    const auto directories = inside(path).directories();
-    for (const auto& [directory_id, directory] : directories)
-      for (const std::uint32_t task : tasks_of(directory))
-        if (!shut_sockets_of(sweep, *root, task, path, inside(path))) unsettled.insert(task);
+    sweep.unsettled.erase(id);
+    for (const auto& [directory_id, directory] : subtree(*root / fs::path(path).relative_path()))
+      for (const std::uint32_t task : tasks_of(directory)) look(task, id, path);
   }
   for (const std::uint32_t task : sweep.moves.tasks)
     for (fs::path where = cgroup_of(task); where.has_relative_path(); where = where.parent_path())
-      if (attached.contains(where.string()) &&
-          !shut_sockets_of(sweep, *root, task, where.string(), inside(where.string())))
-        unsettled.insert(task);
-  return unsettled;
+      if (const auto at = attached.find(where.string()); at != attached.end())
+        look(task, at->second, at->first);
 }
 
 void destroy_denied_sockets(const SeverRequest& request) {

@@ -5,9 +5,9 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
-#include <set>
 #include <string>
 
+#include "base/ids.hpp"
 #include "dataplane/pending_moves.hpp"
 #include "dataplane/programs.hpp"
 
@@ -18,15 +18,22 @@ namespace sluice {
 // unconnected UDP; the tag is for good (bpf/swept.h). A packet socket is stopped by the uplink
 // guard alone: it is reported. Where the tag finds no room, since the owner has filled the socket's
 // option memory, the process is ended.
+//
+// A task that was forked and has not executed may be a manager's child on its way: what closes on
+// execution is its parent's then, and is left alone for a second.
+using WaitingSockets = std::map<std::uint64_t, BootTime>;  // since when, by inode
+// Attached cgroups, by id, whose tasks are to be looked at again: one waits, or its sockets changed
+// their numbers or became more each time.
+using Unsettled = std::map<std::uint64_t, WaitingSockets>;
+
 struct SocketSweep {
   const Programs* programs = nullptr;
   std::filesystem::path stop_pin;                 // of the program that stops what is tagged
   std::map<std::uint64_t, std::string> attached;  // cgroup id -> path
   Moves moves;
+  Unsettled unsettled;  // of the sweeps before; updated
 };
-// Returns the tasks to be looked at again: their sockets changed their numbers, or became more,
-// each time, or may be their parent's until they have executed.
-std::set<std::uint32_t> shut_foreign_sockets(const SocketSweep& sweep);
+void shut_foreign_sockets(SocketSweep& sweep);
 
 // After a tightening: TCP connections of a cgroup's sockets to destinations that its policy now
 // denies are reset (SOCK_DESTROY), so that applications notice at once.

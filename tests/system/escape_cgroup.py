@@ -590,20 +590,28 @@ def test_a_socket_opened_inside_goes_on_after_a_move_between_children(place, wor
     child.remove()
 
 
-# Connects, then starts a child in the cgroup as a manager does: fork, join, and after a while execute (or, told to stay, not).
+# Connects, then starts a child in the cgroup as a manager does: fork, join, and after a while execute; or, told so, it stays as it
+# is, or forks on for ever.
 MANAGES = """
 import os, socket, sys, time
-door, address, stays = sys.argv[1], sys.argv[2], sys.argv[3] == "stays"
+door, address, mode = sys.argv[1:]
 own = socket.create_connection((address, 443), 10)
 if os.fork() == 0:
     with open(door, "w") as procs:
         procs.write("0")
     print(os.getpid(), flush=True)
-    time.sleep(60 if stays else 0.4)
+    while mode == "forks":
+        time.sleep(0.3)
+        if os.fork() != 0:
+            os._exit(0)
+    time.sleep(60 if mode == "stays" else 0.4)
     os.execvp("sleep", ["sleep", "60"])
 for line in sys.stdin:
-    own.sendall(b"ask")
-    print(own.recv(3).decode() or "shut", flush=True)
+    try:
+        own.sendall(b"ask")
+        print(own.recv(3).decode() or "shut", flush=True)
+    except OSError:
+        print("shut", flush=True)
 """
 
 
@@ -616,7 +624,8 @@ def manager(place, workload, address, mode):
     try:
         yield process, child
     finally:
-        os.kill(child, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
         process.kill()
         process.wait()
         process.stdin.close()
@@ -641,6 +650,71 @@ def test_a_manager_keeps_its_connections_when_it_forks_into_the_cgroup(place, wo
 def test_a_child_that_does_not_execute_loses_them_after_a_moment(place, workload):
     with manager(place, workload, DENIED4, "stays") as (process, child):
         eventually(lambda: f"(pid {child}) brought into the cgroup" in place.filter.log(whole=True), "its socket is shut")
+
+
+def test_a_chain_of_forks_does_not_hand_them_on(place, workload):
+    """Whoever has it forks and ends, again and again: none of them is ever old, and none but the first moved."""
+    cgroup = workload.add_child("chain")
+    try:
+        with manager(place, cgroup, DENIED4, "forks") as (process, _):
+            eventually(lambda: asks(process) != "ask", "the socket is shut")
+    finally:
+        cgroup.remove()
+
+
+def test_a_socket_of_a_cgroup_that_was_removed_is_still_the_workloads(place, workload):
+    """It was made inside, where its policy holds for it as before."""
+    first, second, third = (workload.add_child(name) for name in ("first", "second", "third"))
+    with Inhabitant(place.host, first) as inhabitant:
+        assert inhabitant.do("socket", 0, "tcp", 4) == "ok 0"
+        assert inhabitant.do("connect", 0, ALLOWED4, 443) == "ok 0"
+        second.move_here(inhabitant.process.pid)
+        first.remove()
+        third.move_here(inhabitant.process.pid)
+        witness_of_a_sweep(place, workload)
+        assert inhabitant.do("send", 0, "00ff") == "ok 2"
+        assert inhabitant.do("recv", 0, 5000) == "ok 00ff"
+    second.remove()
+    third.remove()
+
+
+def witness_of_a_sweep(place, workload):
+    """What moved before has been looked at: this one's socket is shut."""
+    with Inhabitant(place.host, place.outside) as inhabitant:
+        assert inhabitant.do("socket", 0, "udp", 4) == "ok 0"
+        bring_in(place, workload, inhabitant)
+
+
+MAKES_AND_REMOVES = """
+import os, sys
+print("busy", flush=True)
+while True:
+    os.mkdir(sys.argv[1])
+    os.rmdir(sys.argv[1])
+"""
+
+
+def test_cgroups_that_come_and_go_do_not_cost_their_neighbours_a_socket(place, workload):
+    neighbours = [workload.add_child(f"neighbour-{number}") for number in range(20)]
+    churner = place.host.popen([sys.executable, "-c", MAKES_AND_REMOVES, f"{workload.path}/passing"], stdout=subprocess.PIPE)
+    try:
+        assert churner.stdout.readline() == b"busy\n"
+        with Inhabitant(place.host, neighbours[0]) as inhabitant:
+            assert inhabitant.do("socket", 0, "tcp", 4) == "ok 0"
+            assert inhabitant.do("connect", 0, ALLOWED4, 443) == "ok 0"
+            for number in range(100):
+                neighbours[number % 20].move_here(inhabitant.process.pid)
+                time.sleep(0.01)
+            assert inhabitant.do("send", 0, "00ff") == "ok 2"
+            assert inhabitant.do("recv", 0, 5000) == "ok 00ff"
+    finally:
+        churner.kill()
+        churner.wait()
+        churner.stdout.close()
+        with contextlib.suppress(OSError):
+            os.rmdir(f"{workload.path}/passing")
+    for neighbour in neighbours:
+        neighbour.remove()
 
 
 MOVES_TO_AND_FRO = """
