@@ -6,9 +6,10 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <fstream>
 #include <string>
 #include <system_error>
-#include <vector>
+#include <utility>
 
 namespace sluice::static_policy {
 namespace {
@@ -22,8 +23,23 @@ constexpr std::uint32_t kEvents = IN_CLOSE_WRITE | IN_CREATE | IN_DELETE | IN_MO
                                   IN_ONLYDIR;
 constexpr unsigned kMostLinks = 40;  // as the kernel: ELOOP beyond
 
-std::system_error fault(const std::string& what) {
-  return {errno, std::generic_category(), what};
+std::string limit(const char* name) {
+  std::string value = "unknown";
+  std::ifstream(std::string("/proc/sys/fs/inotify/") + name) >> value;
+  return std::string("fs.inotify.") + name + " is " + value;
+}
+
+std::string no_instance(int error) {
+  if (error != EMFILE) return std::generic_category().message(error);
+  return "no inotify instance is left for this user (" + limit("max_user_instances") +
+         "); raise the limit: sysctl fs.inotify.max_user_instances=N";
+}
+
+std::string no_watch(int error) {
+  if (error == EACCES) return "this user may not read the directory; let him";
+  if (error != ENOSPC) return std::generic_category().message(error);
+  return "the inotify watches of this user are used up (" + limit("max_user_watches") +
+         "); raise the limit: sysctl fs.inotify.max_user_watches=N";
 }
 
 void follow(const fs::path& path, std::set<fs::path>& out, unsigned& links) {
@@ -63,26 +79,31 @@ std::set<fs::path> deciding_directories(const fs::path& path) {
   return out;
 }
 
-PathWatch::PathWatch() : inotify_(::inotify_init1(IN_NONBLOCK | IN_CLOEXEC)) {
-  if (!inotify_) throw fault("no watch on the policy files; raise fs.inotify.max_user_instances");
-}
-
 bool PathWatch::watch(const std::set<fs::path>& paths) {
   std::set<fs::path> directories;
   for (const auto& path : paths) directories.merge(deciding_directories(path));
+  unwatched_.clear();
+  if (!inotify_) inotify_ = Fd(::inotify_init1(IN_NONBLOCK | IN_CLOEXEC));
+  if (!inotify_) {
+    reason_ = no_instance(errno);
+    unwatched_ = std::move(directories);
+    return false;
+  }
 
   bool is_new = false;
   std::map<fs::path, int> watches;
   for (const auto& directory : directories) {
     const int watch = ::inotify_add_watch(inotify_.get(), directory.c_str(), kEvents);
     // Gone or replaced since it was looked at; the directory above is watched for the next look.
-    if (watch < 0 && (errno == ENOENT || errno == ENOTDIR || errno == EACCES)) {
-      is_new = is_new || errno != EACCES;
+    if (watch < 0 && (errno == ENOENT || errno == ENOTDIR)) {
+      is_new = true;
       continue;
     }
-    if (watch < 0)
-      throw fault("no watch on " + directory.string() +
-                  (errno == ENOSPC ? "; raise fs.inotify.max_user_watches" : ""));
+    if (watch < 0) {
+      reason_ = no_watch(errno);
+      unwatched_.insert(directory);
+      continue;
+    }
     const auto before = watches_.find(directory);
     // Another number for the same path: it is another directory now.
     is_new = is_new || before == watches_.end() || before->second != watch;

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <map>
 #include <set>
+#include <string>
 
 #include "base/fd.hpp"
 
@@ -18,20 +19,23 @@ namespace sluice::static_policy {
 // One inotify instance. Not thread-safe.
 class PathWatch {
  public:
-  // Throws std::system_error.
-  PathWatch();
-
-  // Readable when something happened.
+  // Readable when something happened. Negative until watch() could open it.
   [[nodiscard]] int fd() const { return inotify_.get(); }
   // Watches what decides these paths, and nothing else. True: a directory is watched that was not,
-  // so what was read before may be old already. Throws std::system_error, its text with the cure.
+  // so what was read before may be old already.
   bool watch(const std::set<std::filesystem::path>& paths);
+  // The directories that watch() could not watch.
+  [[nodiscard]] const std::set<std::filesystem::path>& unwatched() const { return unwatched_; }
+  // Why, with the cure.
+  [[nodiscard]] const std::string& reason() const { return reason_; }
   // Empties the queue.
   void drain();
 
  private:
   Fd inotify_;
   std::map<std::filesystem::path, int> watches_;
+  std::set<std::filesystem::path> unwatched_;
+  std::string reason_;
 };
 
 }  // namespace sluice::static_policy

@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <ctime>
 #include <system_error>
+#include <utility>
 
 namespace sluice::static_policy {
 namespace {
@@ -13,10 +14,12 @@ namespace {
 namespace fs = std::filesystem;
 using namespace std::chrono_literals;
 
-constexpr std::uint64_t kSettled = 1;
+constexpr std::uint64_t kSettled = 1, kPoll = 2;
 // Editors and deployments write several files; the last event within this is waited for, but not
 // for longer than the limit.
 constexpr std::chrono::milliseconds kQuiet = 200ms, kLongestWait = 2s;
+// Without a watch.
+constexpr std::chrono::seconds kPollInterval = 5s;
 // The SDK's form of a rule takes some 250 bytes for each attachment, so many attachments are served
 // in several calls. What one policy holds is never split.
 constexpr std::size_t kBatchRules = 200'000;
@@ -61,12 +64,11 @@ Moment StaticPlugin::moment() const {
 void StaticPlugin::start() {
   beginnings_ = Beginnings::load(beginnings_file_);
   watch_.emplace();
-  watch(watch_->fd());
   load(loader_);
 }
 
 void StaticPlugin::stop() {
-  if (watch_) unwatch(watch_->fd());
+  if (watch_ && watch_->fd() >= 0) unwatch(watch_->fd());
   watch_.reset();
 }
 
@@ -79,7 +81,7 @@ void StaticPlugin::load(PolicyLoader& loader) {
   for (const auto& warning : result.warnings)
     if (std::ranges::find(warned_, warning) == warned_.end()) log(sdk::LogLevel::warning, warning);
   warned_ = result.warnings;
-  for (const auto& error : result.errors) log(sdk::LogLevel::error, error.message());
+  for (const auto& error : result.errors) say_once(error.message());
   if (!result.set)
     throw sdk::Error(
         EINVAL,
@@ -90,6 +92,7 @@ void StaticPlugin::load(PolicyLoader& loader) {
             result.errors.size() == 1 ? "" : "the first: ", result.errors.front().message()));
   apply(*result.set);
   set_ = *std::move(result.set);
+  said_.clear();
   remember_beginnings();
 }
 
@@ -97,18 +100,38 @@ void StaticPlugin::reload() {
   try {
     load(loader_);
   } catch (const sdk::Error& error) {
-    log(sdk::LogLevel::error,
-        fmt::format("policies are not reloaded, the ones in force stay: {}", error.message()));
+    say_once(fmt::format("policies are not reloaded, the ones in force stay: {}", error.message()));
   }
+}
+
+// Files that are polled are found faulty with every look.
+void StaticPlugin::say_once(const std::string& fault) {
+  if (said_.insert(fault).second) log(sdk::LogLevel::error, fault);
 }
 
 void StaticPlugin::watch_paths(const std::set<fs::path>& touched) {
   if (!watch_) return;
+  const bool had_fd = watch_->fd() >= 0;
   // What appeared between the reading and the watch would be missed.
   if (watch_->watch(touched)) arm();
+  if (!had_fd && watch_->fd() >= 0) watch(watch_->fd());
+
+  const auto& unwatched = watch_->unwatched();
+  const bool is_polled = !unwatched.empty();
+  if (is_polled) set_timer(kPoll, kPollInterval);
+  if (std::exchange(is_polled_, is_polled) == is_polled) return;
+  if (is_polled)
+    log(sdk::LogLevel::error,
+        fmt::format("{} directories of policy files cannot be watched, the first is {}: {}. Until "
+                    "then the files are read again every {} s, so a change counts that much later",
+                    unwatched.size(), unwatched.begin()->string(), watch_->reason(),
+                    kPollInterval.count()));
+  else
+    log(sdk::LogLevel::info, "all policy files are watched again");
 }
 
 void StaticPlugin::arm() {
+  said_.clear();
   const auto time = now();
   if (!first_event_) first_event_ = time;
   const auto left = *first_event_ + kLongestWait - time;
@@ -121,8 +144,9 @@ void StaticPlugin::on_fd(int /*fd*/, std::uint32_t /*events*/) {
   arm();
 }
 
-void StaticPlugin::on_timer(std::uint64_t /*id*/) {
-  first_event_.reset();
+void StaticPlugin::on_timer(std::uint64_t id) {
+  if (id == kPoll && !is_polled_) return;
+  if (id == kSettled) first_event_.reset();
   reload();
 }
 

@@ -3,6 +3,7 @@
 
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -56,6 +57,7 @@ class StaticPlugin : public sdk::Plugin, public sdk::PolicySource {
   // with the first fault after all are logged.
   void load(PolicyLoader& loader);
   void reload();
+  void say_once(const std::string& fault);
   void watch_paths(const std::set<std::filesystem::path>& touched);
   void arm();
 
@@ -78,7 +80,9 @@ class StaticPlugin : public sdk::Plugin, public sdk::PolicySource {
   PolicySet set_;
   std::map<sdk::AttachmentId, Attachment> attachments_;
   std::optional<sdk::Time> first_event_;  // of those that are waited out
+  bool is_polled_ = false;                // not everything can be watched
   std::vector<std::string> warned_;
+  std::set<std::string> said_;  // since something was seen to change
 };
 
 }  // namespace sluice::static_policy

@@ -3,8 +3,13 @@
 #include "static/plugin.hpp"
 
 #include <doctest/doctest.h>
+#include <sched.h>
+#include <sys/wait.h>
+#include <unistd.h>
 #include <sluice/fake_host.hpp>
 
+#include <fstream>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -151,6 +156,30 @@ struct Stage {
     return said(level).find(text) != std::string::npos;
   }
 };
+
+// A user namespace has limits of its own, so that this machine's stay as they are.
+bool set_limit(const std::string& name, int value) {
+  std::ofstream limit("/proc/sys/user/" + name);
+  limit << value << std::endl;
+  return limit.good();
+}
+
+// Runs in a process of its own, in a new user namespace. 0: all well; 77: there are none here.
+int in_user_namespace(const std::function<int()>& work) {
+  const pid_t child = ::fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    if (::unshare(CLONE_NEWUSER) != 0) ::_exit(77);
+    std::ofstream("/proc/self/setgroups") << "deny";
+    std::ofstream("/proc/self/uid_map") << "0 0 1";
+    std::ofstream("/proc/self/gid_map") << "0 0 1";
+    ::_exit(work());
+  }
+  int status = 0;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  REQUIRE(WIFEXITED(status));
+  return WEXITSTATUS(status);
+}
 
 }  // namespace
 
@@ -526,6 +555,49 @@ TEST_CASE("after refused options the old files are still watched") {
   stage.write("a.toml", policy("vms", kVm, kOther));
   stage.settle();
   CHECK(stage.layer(1) == "192.0.2.0/24");
+}
+
+TEST_CASE(
+    "without watches the files are loaded all the same, and read again until they are watched") {
+  for (const auto* limit : {"max_inotify_watches", "max_inotify_instances"}) {
+    CAPTURE(limit);
+    const std::string sysctl = std::string("fs.inotify.max_user_") + (limit + sizeof "max_inotify");
+    const int result = in_user_namespace([&] {
+      Stage stage;
+      stage.write("a.toml", policy("vms", kVm, kTen));
+      if (!set_limit(limit, 0)) return 77;
+      stage.host.create<StaticPlugin>();
+      stage.host.start();
+      stage.add(1, {{"class", "vm"}});
+      if (stage.layer(1) != "10.0.0.0/8") return 1;
+      stage.write("a.toml", policy("vms", kVm, kOther));
+      stage.host.advance(10s);
+      if (stage.layer(1) != "192.0.2.0/24") return 2;
+
+      stage.write("a.toml", "nonsense");
+      stage.host.advance(1min);
+      if (stage.layer(1) != "192.0.2.0/24") return 3;
+      std::size_t unwatched = 0, faulty = 0;
+      for (const auto& line : stage.host.lines()) {
+        unwatched += line.text.find("sysctl " + sysctl + "=N") != std::string::npos;
+        faulty += line.text.find("policies are not reloaded") != std::string::npos;
+      }
+      if (unwatched != 1) return 4;
+      if (faulty != 1) return 5;
+
+      if (!set_limit(limit, 100)) return 6;
+      stage.settle();
+      if (!stage.has_said(sdk::LogLevel::info, "all policy files are watched again")) return 7;
+      stage.write("a.toml", policy("vms", kVm, kTen));
+      stage.settle();
+      return stage.layer(1) == "10.0.0.0/8" ? 0 : 8;
+    });
+    if (result == 77) {
+      MESSAGE("not run: no user namespace here");
+      return;
+    }
+    CHECK(result == 0);
+  }
 }
 
 TEST_CASE("check reports every fault and starts nothing") {
