@@ -16,11 +16,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// IN_MODIFY is left out: a file half written is no file yet, and its writer closes it. IN_ATTRIB: a
-// change of mode lets a file be read, or forbids it.
+// IN_ATTRIB: a change of mode lets a file be read, or forbids it.
 constexpr std::uint32_t kEvents = IN_CLOSE_WRITE | IN_CREATE | IN_DELETE | IN_MOVED_FROM |
-                                  IN_MOVED_TO | IN_ATTRIB | IN_DELETE_SELF | IN_MOVE_SELF |
-                                  IN_ONLYDIR;
+                                  IN_MOVED_TO | IN_MODIFY | IN_ATTRIB | IN_DELETE_SELF |
+                                  IN_MOVE_SELF | IN_ONLYDIR;
 constexpr unsigned kMostLinks = 40;  // as the kernel: ELOOP beyond
 
 std::string limit(const char* name) {
@@ -116,13 +115,56 @@ bool PathWatch::watch(const std::set<fs::path>& paths) {
     if (!is_kept) ::inotify_rm_watch(inotify_.get(), watch);
   }
   watches_ = std::move(watches);
+  std::erase_if(open_, [&](const auto& file) {
+    return std::ranges::none_of(watches_,
+                                [&](const auto& kept) { return kept.second == file.first.first; });
+  });
   return is_new;
 }
 
-void PathWatch::drain() {
+bool PathWatch::drain() {
+  bool is_news = false;
+  just_closed_.clear();
   alignas(inotify_event) std::array<char, 16384> buffer{};
-  while (::read(inotify_.get(), buffer.data(), buffer.size()) > 0) {
+  for (ssize_t length; (length = ::read(inotify_.get(), buffer.data(), buffer.size())) > 0;)
+    for (ssize_t at = 0; at < length;) {
+      const auto& event = *reinterpret_cast<const inotify_event*>(buffer.data() + at);
+      is_news = is_news || event.mask != IN_MODIFY;
+      note(event);
+      at += static_cast<ssize_t>(sizeof event + event.len);
+    }
+  return is_news;
+}
+
+void PathWatch::note(const inotify_event& event) {
+  // Some of them may have been closed.
+  if ((event.mask & IN_Q_OVERFLOW) != 0) open_.clear();
+  if (event.len == 0 || (event.mask & IN_ISDIR) != 0) return;
+  Entry entry(event.wd, event.name);
+  if ((event.mask & IN_MODIFY) != 0)
+    open_[std::move(entry)] = true;
+  else if ((event.mask & IN_CREATE) != 0)
+    open_.emplace(std::move(entry), false);
+  else if ((event.mask & IN_ATTRIB) == 0)
+    open_.erase(entry);
+  if ((event.mask & IN_CLOSE_WRITE) != 0) just_closed_.insert(std::move(entry));
+}
+
+std::optional<fs::path> PathWatch::being_written(const std::set<fs::path>& paths) const {
+  if (open_.empty() && just_closed_.empty()) return {};
+  for (const auto& path : paths) {
+    std::error_code error;
+    const auto file = fs::canonical(path, error);
+    if (error) continue;
+    const auto watch = watches_.find(file.parent_path());
+    if (watch == watches_.end()) continue;
+    const Entry entry(watch->second, file.filename());
+    if (just_closed_.contains(entry)) return path;
+    const auto open = open_.find(entry);
+    // A hard link is created too, but not opened; it has its content at once.
+    if (open != open_.end() && (open->second || fs::is_empty(file, error))) return path;
   }
+  return {};
 }
 
 }  // namespace sluice::static_policy

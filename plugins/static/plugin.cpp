@@ -20,6 +20,8 @@ constexpr std::uint64_t kSettled = 1, kPoll = 2;
 constexpr std::chrono::milliseconds kQuiet = 200ms, kLongestWait = 2s;
 // Without a watch.
 constexpr std::chrono::seconds kPollInterval = 5s;
+// Other changes wait so long for a file that is being written.
+constexpr std::chrono::seconds kLongestHold = 30s;
 // The SDK's form of a rule takes some 250 bytes for each attachment, so many attachments are served
 // in several calls. What one policy holds is never split.
 constexpr std::size_t kBatchRules = 200'000;
@@ -48,6 +50,17 @@ std::size_t rule_count(const std::vector<PolicyPtr>& policies) {
   return count;
 }
 
+// A file, if any, that was written to so short a time ago that its writer may not be done.
+std::optional<fs::path> written_within(std::chrono::seconds time, const std::set<fs::path>& paths) {
+  const auto now = fs::file_time_type::clock::now();
+  const auto file = std::ranges::find_if(paths, [&](const auto& path) {
+    std::error_code error;
+    const auto written = fs::last_write_time(path, error);
+    return !error && written > now - time && written <= now;
+  });
+  return file == paths.end() ? std::nullopt : std::optional(*file);
+}
+
 bool is_gone(const sdk::Error& error) {
   return error.code() == ENOENT || error.code() == ENODEV;
 }
@@ -63,8 +76,10 @@ Moment StaticPlugin::moment() const {
 
 void StaticPlugin::start() {
   beginnings_ = Beginnings::load(beginnings_file_);
-  watch_.emplace();
+  // As the files stand: nobody waits at start. Who is writing one now is seen from here on.
   load(loader_);
+  watch_.emplace();
+  watch_paths();
 }
 
 void StaticPlugin::stop() {
@@ -75,8 +90,11 @@ void StaticPlugin::stop() {
 // ---- files --------------------------------------------------------------------------------------
 
 void StaticPlugin::load(PolicyLoader& loader) {
+  if (watch_) watch_->drain();  // of no interest: it is read now
   auto result = loader.load(set_, beginnings_, moment());
-  watch_paths(result.touched);
+  touched_ = std::move(result.touched);
+  watch_paths();
+  if (is_held()) return;
   // Once each: a directory that stays empty is looked at again with every event.
   for (const auto& warning : result.warnings)
     if (std::ranges::find(warned_, warning) == warned_.end()) log(sdk::LogLevel::warning, warning);
@@ -109,11 +127,33 @@ void StaticPlugin::say_once(const std::string& fault) {
   if (said_.insert(fault).second) log(sdk::LogLevel::error, fault);
 }
 
-void StaticPlugin::watch_paths(const std::set<fs::path>& touched) {
+// A file that is still being written is none yet: a list that is cut anywhere is a list too.
+bool StaticPlugin::is_held() {
+  if (!watch_) return false;
+  // Also what happened while the files were read.
+  if (watch_->drain()) arm();
+  auto file = watch_->being_written(touched_);
+  if (!file && is_polled_) file = written_within(kPollInterval, touched_);
+  if (file && !held_since_) held_since_ = now();
+  const auto left = file ? *held_since_ + kLongestHold - now() : 0ns;
+  if (left > 0ns) {
+    if (!first_event_) set_timer(kSettled, left);
+    return true;
+  }
+  held_since_.reset();
+  if (file)
+    log(sdk::LogLevel::warning,
+        fmt::format("{} is still being written after {} s, so it is taken as it stands, for other "
+                    "changes wait; write to another name and rename",
+                    file->string(), kLongestHold.count()));
+  return false;
+}
+
+void StaticPlugin::watch_paths() {
   if (!watch_) return;
   const bool had_fd = watch_->fd() >= 0;
   // What appeared between the reading and the watch would be missed.
-  if (watch_->watch(touched)) arm();
+  if (watch_->watch(touched_)) arm();
   if (!had_fd && watch_->fd() >= 0) watch(watch_->fd());
 
   const auto& unwatched = watch_->unwatched();
@@ -140,8 +180,7 @@ void StaticPlugin::arm() {
 
 void StaticPlugin::on_fd(int /*fd*/, std::uint32_t /*events*/) {
   if (!watch_) return;
-  watch_->drain();
-  arm();
+  if (watch_->drain()) arm();
 }
 
 void StaticPlugin::on_timer(std::uint64_t id) {

@@ -53,12 +53,13 @@ class StaticPlugin : public sdk::Plugin, public sdk::PolicySource {
     Policies policies;
   };
 
-  // Reads everything and brings it into force; on any fault what is in force stays. Throws Error
-  // with the first fault after all are logged.
+  // Reads everything and brings it into force, unless a file is being written; then it comes again.
+  // On any fault what is in force stays. Throws Error with the first fault after all are logged.
   void load(PolicyLoader& loader);
   void reload();
   void say_once(const std::string& fault);
-  void watch_paths(const std::set<std::filesystem::path>& touched);
+  void watch_paths();
+  [[nodiscard]] bool is_held();
   void arm();
 
   // Layers as wanted, all or nothing; throws Error.
@@ -76,11 +77,13 @@ class StaticPlugin : public sdk::Plugin, public sdk::PolicySource {
   std::filesystem::path beginnings_file_;
   Beginnings beginnings_;
   PolicyLoader loader_;
-  std::optional<PathWatch> watch_;
+  std::set<std::filesystem::path> touched_;  // as last loaded
+  std::optional<PathWatch> watch_;           // after the first load
   PolicySet set_;
   std::map<sdk::AttachmentId, Attachment> attachments_;
   std::optional<sdk::Time> first_event_;  // of those that are waited out
-  bool is_polled_ = false;                // not everything can be watched
+  std::optional<sdk::Time> held_since_;
+  bool is_polled_ = false;  // not everything can be watched
   std::vector<std::string> warned_;
   std::set<std::string> said_;  // since something was seen to change
 };

@@ -4,6 +4,8 @@
 #include <doctest/doctest.h>
 #include <poll.h>
 
+#include <fstream>
+
 #include "unit/config/folder.hpp"
 
 using namespace sluice;
@@ -92,4 +94,52 @@ TEST_CASE("a directory that goes and comes again is watched again") {
   CHECK_FALSE(is_told(watch));
   folder.write("d/a.toml", "6");
   CHECK(is_told(watch));
+}
+
+TEST_CASE("a file is being written from the first write until it is closed") {
+  const test::Folder folder;
+  folder.write("a.txt", "1");
+  folder.write("elsewhere/b.txt", "1");
+  fs::create_symlink("elsewhere/b.txt", folder.path() / "b.txt");
+  const auto a = folder.path() / "a.txt", b = folder.path() / "b.txt", c = folder.path() / "c.txt";
+  const std::set<fs::path> paths{a, b, c};
+  PathWatch watch;
+  watch.watch(paths);
+  const auto written = [&] { return watch.being_written(paths).value_or(""); };
+  CHECK(written() == "");
+  {
+    std::ofstream out(b, std::ios::app);
+    CHECK_FALSE(watch.drain());
+    CHECK(written() == "");
+    out << "2" << std::flush;
+    CHECK_FALSE(watch.drain());
+    CHECK(written() == b);
+    CHECK_FALSE(watch.drain());
+    CHECK(written() == b);
+  }
+  CHECK(watch.drain());
+  CHECK(written() == b);  // it may have been read before it was whole
+  CHECK_FALSE(watch.drain());
+  CHECK(written() == "");
+  {
+    const std::ofstream emptied(a);
+    watch.drain();
+    CHECK(written() == a);
+    fs::rename(a, folder.path() / "away");
+    watch.drain();
+    CHECK(written() == "");
+  }
+  {
+    const std::ofstream created(c);
+    CHECK(watch.drain());
+    CHECK(written() == c);
+  }
+  fs::remove(c);
+  watch.drain();
+  fs::create_hard_link(folder.path() / "elsewhere/b.txt", c);
+  CHECK(watch.drain());
+  CHECK(written() == "");
+  folder.replace("a.txt", "2");
+  CHECK(watch.drain());
+  CHECK(written() == "");
 }

@@ -103,6 +103,11 @@ struct Stage {
   void replace(const std::string& name, const std::string& text) const {
     folder.replace("policies.d/" + name, text);
   }
+  // Written a minute ago.
+  void age(const std::string& name) const {
+    fs::last_write_time(folder.path() / "policies.d" / name,
+                        fs::file_time_type::clock::now() - 1min);
+  }
   void start() {
     host.create(with_patched_services());
     host.start();
@@ -280,6 +285,85 @@ TEST_CASE("many writes are one reload, and a stream of them is not waited out fo
     stage.host.advance(100ms);
   }
   CHECK(stage.layer(1) == "10.0.0.0/8");
+}
+
+TEST_CASE("a file that is being written is not taken, and the others wait for it") {
+  Stage stage;
+  stage.folder.write("lists/bad.txt", "10.0.0.0/8\n");
+  stage.write("a.toml",
+              "[[policy]]\nname = \"p\"\nmatch = {}\n[[policy.deny]]\ncidr_files = "
+              "[\"../lists/bad.txt\"]\n");
+  const auto list = stage.folder.path() / "lists/bad.txt";
+  std::ofstream out;
+  const auto write_half = [&] {
+    out.open(list);
+    out << "172.16.0.0/12\n10.20.30.4" << std::flush;
+    stage.host.run_ready_fds();
+  };
+  SUBCASE("it is taken when it is closed") {
+    stage.start();
+    stage.add(1, {});
+    write_half();
+    CHECK(stage.host.timers().empty());  // nothing else waits: for as long as it takes
+    stage.write("b.toml", policy("more", "", kOther));
+    stage.host.run_ready_fds();
+    stage.host.advance(20s);
+    CHECK(stage.layer(1) == "10.0.0.0/8");
+    out << "0\n";
+    out.close();
+    stage.host.run_ready_fds();
+    stage.host.advance(200ms);
+    CHECK(stage.layer(1) == "172.16.0.0/12 10.20.30.40/32 192.0.2.0/24");
+    CHECK_FALSE(stage.has_said(sdk::LogLevel::warning, "bad.txt"));
+  }
+  SUBCASE("but others do not wait for ever") {
+    stage.start();
+    stage.add(1, {});
+    write_half();
+    stage.write("b.toml", policy("more", "", kOther));
+    stage.host.run_ready_fds();
+    stage.host.advance(29s);
+    CHECK(stage.layer(1) == "10.0.0.0/8");
+    stage.host.advance(2s);
+    CHECK(stage.layer(1) == "172.16.0.0/12 10.20.30.4/32 192.0.2.0/24");
+    CHECK(stage.has_said(sdk::LogLevel::warning, list.string() + " is still being written"));
+  }
+  SUBCASE("nor are its faults told") {
+    stage.start();
+    stage.add(1, {});
+    out.open(stage.folder.path() / "policies.d/b.toml");
+    stage.host.run_ready_fds();
+    stage.host.advance(1s);
+    out << "[[pol" << std::flush;
+    stage.host.run_ready_fds();
+    stage.host.advance(1s);
+    CHECK(stage.said(sdk::LogLevel::error).empty());
+  }
+  SUBCASE("new options wait too") {
+    stage.start();
+    stage.add(1, {});
+    write_half();
+    stage.folder.write("other/b.toml",
+                       policy("more", "", kOther, "cidr_files = [\"../lists/bad.txt\"]\n"));
+    stage.host.configure("policies", std::vector<std::string>{"other/*.toml"});
+    CHECK(stage.host.reconfigure());
+    stage.host.advance(1s);
+    CHECK(stage.layer(1) == "10.0.0.0/8");
+    out.close();
+    stage.settle();
+    CHECK(stage.layer(1) == "192.0.2.0/24 172.16.0.0/12 10.20.30.4/32");
+  }
+  SUBCASE("a start waits for nobody") {
+    stage.add(1, {});
+    write_half();
+    stage.host.create<StaticPlugin>();
+    stage.host.start();
+    CHECK(stage.layer(1) == "172.16.0.0/12 10.20.30.4/32");
+    out << "0\n" << std::flush;
+    out.close();
+    stage.settle();
+    CHECK(stage.layer(1) == "172.16.0.0/12 10.20.30.40/32");
+  }
 }
 
 TEST_CASE("an invalid file changes nothing and says why; mended, it counts") {
@@ -570,11 +654,16 @@ TEST_CASE(
       stage.host.start();
       stage.add(1, {{"class", "vm"}});
       if (stage.layer(1) != "10.0.0.0/8") return 1;
+      // By the clock of the files: what was just written may be half of it.
       stage.write("a.toml", policy("vms", kVm, kOther));
       stage.host.advance(10s);
-      if (stage.layer(1) != "192.0.2.0/24") return 2;
+      if (stage.layer(1) != "10.0.0.0/8") return 2;
+      stage.age("a.toml");
+      stage.host.advance(10s);
+      if (stage.layer(1) != "192.0.2.0/24") return 9;
 
       stage.write("a.toml", "nonsense");
+      stage.age("a.toml");
       stage.host.advance(1min);
       if (stage.layer(1) != "192.0.2.0/24") return 3;
       std::size_t unwatched = 0, faulty = 0;
