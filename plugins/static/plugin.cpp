@@ -14,12 +14,14 @@ namespace {
 namespace fs = std::filesystem;
 using namespace std::chrono_literals;
 
-constexpr std::uint64_t kSettled = 1, kPoll = 2;
+constexpr std::uint64_t kSettled = 1, kPoll = 2, kSpeakAgain = 3;
 // Editors and deployments write several files; the last event within this is waited for, but not
 // for longer than the limit.
 constexpr std::chrono::milliseconds kQuiet = 200ms, kLongestWait = 2s;
 // Without a watch.
 constexpr std::chrono::seconds kPollInterval = 5s;
+// What was refused may pass then: memory and room in the kernel's maps come and go.
+constexpr std::chrono::seconds kRetryInterval = 30s;
 // Other changes wait so long for a file that is being written.
 constexpr std::chrono::seconds kLongestHold = 30s;
 // The SDK's form of a rule takes some 250 bytes for each attachment, so many attachments are served
@@ -184,6 +186,7 @@ void StaticPlugin::on_fd(int /*fd*/, std::uint32_t /*events*/) {
 }
 
 void StaticPlugin::on_timer(std::uint64_t id) {
+  if (id == kSpeakAgain) return speak_again();
   if (id == kPoll && !is_polled_) return;
   if (id == kSettled) first_event_.reset();
   reload();
@@ -259,7 +262,7 @@ void StaticPlugin::attachment_changed(const sdk::AttachmentInfo& info) {
   auto& attachment = known->second;
   attachment.name = name_of(info.target);
   attachment.labels = info.labels;
-  if (select(set_.policies, attachment.labels) != attachment.applied)
+  if (!attachment.refusal.empty() || select(set_.policies, attachment.labels) != attachment.applied)
     speak_for(info.id, attachment);
 }
 
@@ -279,18 +282,37 @@ void StaticPlugin::speak_for(sdk::AttachmentId id, Attachment& attachment) {
     // gone by now.
     if (policies.empty()) {
       withdraw_layer(id);
-      attachment.applied.clear();
-      return;
+    } else {
+      const auto applied = replace_layer(id, unite(policies));
+      log(sdk::LogLevel::debug, fmt::format("{}: policy {}, generation {}", attachment.name,
+                                            names_of(policies), applied.generation));
     }
-    const auto applied = replace_layer(id, unite(policies));
     attachment.applied = std::move(policies);
-    log(sdk::LogLevel::debug, fmt::format("{}: policy {}, generation {}", attachment.name,
-                                          names_of(attachment.applied), applied.generation));
+    if (!std::exchange(attachment.refusal, {}).empty())
+      log(sdk::LogLevel::info, attachment.name + ": what was refused is in force now");
   } catch (const sdk::Error& error) {
-    if (is_gone(error)) return;  // the event that says so is under way
-    log(sdk::LogLevel::error, fmt::format("{}: policy {} is refused, what is in force stays: {}",
-                                          attachment.name, names_of(policies), error.message()));
+    note_refusal(attachment, error,
+                 policies.empty() ? "its policy is not withdrawn"
+                                  : fmt::format("policy {} is refused, what is in force stays",
+                                                names_of(policies)));
   }
+}
+
+void StaticPlugin::note_refusal(Attachment& attachment, const sdk::Error& error,
+                                const std::string& what) {
+  if (is_gone(error)) return attachment.refusal.clear();  // the event that says so is under way
+  if (!std::exchange(is_speaking_again_, true)) set_timer(kSpeakAgain, kRetryInterval);
+  auto refusal = fmt::format("{}: {}: {}", attachment.name, what, error.message());
+  if (refusal != attachment.refusal)
+    log(sdk::LogLevel::error,
+        fmt::format("{}; tried again every {} s", refusal, kRetryInterval.count()));
+  attachment.refusal = std::move(refusal);
+}
+
+void StaticPlugin::speak_again() {
+  is_speaking_again_ = false;
+  for (auto& [id, attachment] : attachments_)
+    if (!attachment.refusal.empty()) speak_for(id, attachment);
 }
 
 void StaticPlugin::apply(const PolicySet& set) {
@@ -334,7 +356,11 @@ std::size_t StaticPlugin::apply_batches(std::vector<Change> changes) {
     batch.push_back(std::move(change));
   }
   if (!batch.empty()) flush();
-  for (auto& change : done) attachments_.at(change.id).applied = std::move(change.policies);
+  for (auto& change : done) {
+    auto& attachment = attachments_.at(change.id);
+    attachment.applied = std::move(change.policies);
+    attachment.refusal.clear();
+  }
   return done.size();
 }
 
@@ -362,17 +388,16 @@ void StaticPlugin::replace(std::vector<Change>& batch) {
 // What earlier batches put into force is taken back: a set is whole or it is not there.
 void StaticPlugin::roll_back(const std::vector<Change>& done) {
   for (const auto& change : done) {
-    const auto& attachment = attachments_.at(change.id);
+    auto& attachment = attachments_.at(change.id);
     try {
       if (attachment.applied.empty())
         withdraw_layer(change.id);
       else
         replace_layer(change.id, unite(attachment.applied));
     } catch (const sdk::Error& error) {
-      if (!is_gone(error))
-        log(sdk::LogLevel::error,
-            fmt::format("{}: could not go back to policy {}, {} is in force: {}", attachment.name,
-                        names_of(attachment.applied), names_of(change.policies), error.message()));
+      note_refusal(attachment, error,
+                   fmt::format("could not go back to policy {}, {} is in force",
+                               names_of(attachment.applied), names_of(change.policies)));
     }
   }
 }
@@ -381,10 +406,10 @@ void StaticPlugin::withdraw(sdk::AttachmentId id, Attachment& attachment) {
   try {
     withdraw_layer(id);
     attachment.applied.clear();
+    attachment.refusal.clear();
   } catch (const sdk::Error& error) {
-    if (!is_gone(error))
-      log(sdk::LogLevel::error, fmt::format("{}: policy {} is not withdrawn: {}", attachment.name,
-                                            names_of(attachment.applied), error.message()));
+    note_refusal(attachment, error,
+                 fmt::format("policy {} is not withdrawn", names_of(attachment.applied)));
   }
 }
 

@@ -46,7 +46,8 @@ class StaticPlugin : public sdk::Plugin, public sdk::PolicySource {
   struct Attachment {
     std::string name;
     sdk::Labels labels;
-    Policies applied;  // in the kernel; empty: this source has no layer there
+    Policies applied;     // in the kernel; empty: this source has no layer there
+    std::string refusal;  // why what is wanted is not in force; empty: it is
   };
   struct Change {
     sdk::AttachmentId id;
@@ -69,6 +70,8 @@ class StaticPlugin : public sdk::Plugin, public sdk::PolicySource {
   void roll_back(const std::vector<Change>& done);
   void withdraw(sdk::AttachmentId id, Attachment& attachment);
   void speak_for(sdk::AttachmentId id, Attachment& attachment);
+  void note_refusal(Attachment& attachment, const sdk::Error& error, const std::string& what);
+  void speak_again();
   void remember_beginnings();
   void show_a_name(const PolicySet& set);
 
@@ -83,6 +86,7 @@ class StaticPlugin : public sdk::Plugin, public sdk::PolicySource {
   std::map<sdk::AttachmentId, Attachment> attachments_;
   std::optional<sdk::Time> first_event_;  // of those that are waited out
   std::optional<sdk::Time> held_since_;
+  bool is_speaking_again_ = false;
   bool is_polled_ = false;  // not everything can be watched
   std::vector<std::string> warned_;
   std::set<std::string> said_;  // since something was seen to change

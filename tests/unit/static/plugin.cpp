@@ -514,18 +514,56 @@ TEST_CASE("an attachment that goes during the change does not hold up the others
   CHECK_FALSE(stage.has_said(sdk::LogLevel::error, "gone"));
 }
 
-TEST_CASE("a refused attachment is reported and stays as it was") {
+TEST_CASE("a refused attachment is reported, stays as it was and is tried again") {
   Stage stage;
   stage.write("a.toml", policy("vms", kVm, kTen));
   stage.start();
   stage.host.refuse("replace_layer", ENOSPC, "the heap is full");
   stage.add(1, {{"class", "vm"}});
-  CHECK(stage.has_said(sdk::LogLevel::error, "tap1: policy vms is refused"));
-  stage.host.allow("replace_layer");
-  // The next change of any file tries again.
-  stage.write("b.toml", policy("x", "class = \"none\"", kTen));
-  stage.settle();
-  CHECK(stage.layer(1) == "10.0.0.0/8");
+  stage.host.advance(20s);
+  stage.add(2, {{"class", "vm"}});
+  CHECK(stage.said(sdk::LogLevel::error) ==
+        "tap1: policy vms is refused, what is in force stays: the heap is full; tried again every "
+        "30 s\n"
+        "tap2: policy vms is refused, what is in force stays: the heap is full; tried again every "
+        "30 s\n");
+  SUBCASE("after a while") {
+    stage.host.advance(1min);
+    CHECK(stage.host.count_calls("replace_layer 1") == 3);
+    stage.host.allow("replace_layer");
+    stage.host.advance(30s);
+    CHECK(stage.layer(1) == "10.0.0.0/8");
+    CHECK(stage.layer(2) == "10.0.0.0/8");
+    CHECK(stage.said(sdk::LogLevel::error).find("tap1") == 0);  // said once
+    CHECK(stage.said(sdk::LogLevel::error).rfind("tap1") == 0);
+    CHECK(stage.has_said(sdk::LogLevel::info, "tap1: what was refused is in force now"));
+    CHECK(stage.host.timers().empty());
+  }
+  SUBCASE("with the next change of any file") {
+    stage.host.allow("replace_layer");
+    stage.write("b.toml", policy("x", "class = \"none\"", kTen));
+    stage.host.run_ready_fds();
+    stage.host.advance(200ms);
+    CHECK(stage.layer(1) == "10.0.0.0/8");
+    stage.host.forget_calls();
+    stage.settle();
+    CHECK(stage.changes() == 0);
+  }
+  SUBCASE("not when it is gone") {
+    stage.host.refuse("replace_layer", ENOENT, "it is gone");
+    stage.host.advance(30s);
+    CHECK(stage.host.timers().empty());
+    CHECK_FALSE(stage.has_said(sdk::LogLevel::error, "gone"));
+  }
+  SUBCASE("also when nothing fits it any more") {
+    stage.host.refuse("withdraw_layer", ENOMEM, "no memory");
+    stage.relabel(1, {});
+    CHECK(stage.has_said(sdk::LogLevel::error, "tap1: its policy is not withdrawn: no memory"));
+    stage.host.allow("withdraw_layer");
+    stage.host.forget_calls();
+    stage.host.advance(10s);
+    CHECK(stage.host.count_calls("withdraw_layer 1") == 1);
+  }
 }
 
 TEST_CASE("sets too large for one call are all or nothing too") {
