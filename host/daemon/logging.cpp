@@ -7,6 +7,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <iterator>
 #include <memory>
 
 namespace sluice {
@@ -40,6 +41,25 @@ class Priority final : public spdlog::custom_flag_formatter {
   }
 };
 
+// The message. Workloads choose some of its text, such as the names of their cgroups, and must
+// neither steer a terminal nor write lines of their own.
+class PlainMessage final : public spdlog::custom_flag_formatter {
+ public:
+  void format(const spdlog::details::log_msg& message, const std::tm&,
+              spdlog::memory_buf_t& out) override {
+    for (const char c : message.payload) {
+      const auto byte = static_cast<unsigned char>(c);
+      if (byte < 0x20 || byte == 0x7f)
+        fmt::format_to(std::back_inserter(out), "\\x{:02x}", byte);
+      else
+        out.push_back(c);
+    }
+  }
+  std::unique_ptr<custom_flag_formatter> clone() const override {
+    return std::make_unique<PlainMessage>();
+  }
+};
+
 }  // namespace
 
 bool stderr_is_journal() {
@@ -53,7 +73,8 @@ bool stderr_is_journal() {
 void start_logging(bool journal) {
   auto sink = std::make_shared<spdlog::sinks::stderr_sink_mt>();
   auto formatter = std::make_unique<spdlog::pattern_formatter>();
-  formatter->add_flag<Priority>('*').set_pattern(journal ? "%*%v" : "%Y-%m-%d %H:%M:%S.%e %-7l %v");
+  formatter->add_flag<Priority>('*').add_flag<PlainMessage>('&').set_pattern(
+      journal ? "%*%&" : "%Y-%m-%d %H:%M:%S.%e %-7l %&");
   sink->set_formatter(std::move(formatter));
   auto logger = std::make_shared<spdlog::logger>("sluiced", std::move(sink));
   logger->flush_on(spdlog::level::trace);

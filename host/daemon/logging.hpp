@@ -1,5 +1,5 @@
 // Log lines on stderr: with time and level for people, with syslog priorities for the journal,
-// which has its own time.
+// which has its own time. A message is one line; control characters in it are written as \xNN.
 #pragma once
 
 #include <string>

@@ -33,8 +33,10 @@ int log_libbpf(libbpf_print_level level, const char* format, va_list arguments) 
   if (length > 0) {
     std::string_view text(
         line, std::min<std::size_t>(static_cast<std::size_t>(length), sizeof(line) - 1));
-    while (text.ends_with('\n')) text.remove_suffix(1);
-    spdlog::debug("libbpf: {}", text);
+    for (std::size_t end = 0; !text.empty(); text.remove_prefix(std::min(end + 1, text.size()))) {
+      end = std::min(text.find('\n'), text.size());
+      spdlog::debug("libbpf: {}", text.substr(0, end));
+    }
   }
   return 0;
 }
