@@ -112,18 +112,24 @@ void JournalPlugin::write_window() {
   const Clocks clocks{now(), std::chrono::system_clock::now()};
   sink_->begin();
   std::uint64_t written = 0;
+  // A place that fails is asked once in a window: one that does not read is waited for each time.
+  bool fails = false;
   for (auto& event : window_.take()) {
     // Reports run ahead of the news of an attachment.
     if (!event.workload && event.attachment) event.workload = workload(event.attachment);
-    if (written < settings_.records_of_window && sink_->write(record_of(event, clocks))) {
-      written += 1;
-      continue;
+    if (!fails && written < settings_.records_of_window) {
+      fails = !sink_->write(record_of(event, clocks));
+      if (!fails) {
+        written += 1;
+        continue;
+      }
     }
     records_left_out_ += 1;
     events_left_out_ += event.count;
   }
-  const bool told = records_left_out_ == 0 ||
-                    sink_->write(left_out(records_left_out_, events_left_out_, clocks.wall));
+  const bool told =
+      !fails && (records_left_out_ == 0 ||
+                 sink_->write(left_out(records_left_out_, events_left_out_, clocks.wall)));
   if (told) {
     records_left_out_ = events_left_out_ = 0;
   } else if (!failing_) {

@@ -7,7 +7,9 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -19,7 +21,7 @@
 namespace sluice::journal {
 namespace {
 
-constexpr int kPatienceMs = 100;  // for a reader of a pipe
+constexpr std::chrono::milliseconds kPatience{500};  // for a reader of a pipe, in one window
 
 std::string text_of(int error) {
   return std::generic_category().message(error);
@@ -140,6 +142,7 @@ class File final : public Sink {
 class Lines final : public Sink {
  public:
   explicit Lines(int fd) : fd_(fd) {}
+  void begin() override { deadline_ = Clock::now() + kPatience; }
   bool write(const Record& record) override {
     auto line = json_line(record);
     line += '\n';
@@ -149,7 +152,9 @@ class Lines final : public Sink {
       pollfd ready{fd_, POLLOUT, 0};
       // A pipe that is ready takes this much at once.
       constexpr std::size_t kPiece = 4096;
-      const auto written = ::poll(&ready, 1, kPatienceMs) > 0
+      const auto patience = std::max(deadline_ - Clock::now(), Clock::duration(0));
+      const auto milliseconds = std::chrono::ceil<std::chrono::milliseconds>(patience).count();
+      const auto written = ::poll(&ready, 1, static_cast<int>(milliseconds)) > 0
                                ? ::write(fd_, left.data(), std::min(left.size(), kPiece))
                                : -1;
       if (written <= 0) {
@@ -164,7 +169,10 @@ class Lines final : public Sink {
   }
 
  private:
+  using Clock = std::chrono::steady_clock;
+
   int fd_;
+  Clock::time_point deadline_;
   bool torn_ = false;
 };
 

@@ -1,4 +1,5 @@
-// Where records go. None waits: what cannot be written now is not written, and the caller counts.
+// Where records go. None waits, but for half a second in a window for the reader of a pipe: what
+// cannot be written is not written, and the caller counts.
 #pragma once
 
 #include <cstdint>

@@ -3,7 +3,11 @@
 #include "journal/plugin.hpp"
 
 #include <doctest/doctest.h>
+#include <fcntl.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 
@@ -152,6 +156,53 @@ TEST_CASE("a file that cannot be written is said once, and what was lost is told
   CHECK(has(lines[1], "\"records\":3,\"count\":3"));
   CHECK(said() == 1);
   CHECK_FALSE(stage.host.failure());
+}
+
+TEST_CASE("a place that failed is asked again in the next window, not with the next record") {
+  Stage stage;
+  stage.host.configure("max_file_kib", 64);
+  std::filesystem::create_directories(stage.file() + ".1/in the way");
+  std::ofstream(stage.file()) << std::string(64 * 1024 - 350, 'x') << '\n';
+  stage.start();
+  stage.query(std::string(250, 'y'));
+  stage.query("fits.example");
+  stage.host.advance(5s);
+  CHECK(stage.lines().size() == 1);
+  stage.query("fits.example");
+  stage.host.advance(5s);
+  const auto lines = stage.lines();
+  REQUIRE(lines.size() >= 2);
+  CHECK(has(lines[1], "fits.example"));
+}
+
+TEST_CASE("a reader that has stalled costs a window one wait, and is told what it missed") {
+  int ends[2];
+  REQUIRE(::pipe2(ends, O_CLOEXEC | O_NONBLOCK) == 0);
+  const std::string page(4096, 'x');
+  while (::write(ends[1], page.data(), page.size()) > 0) {
+  }
+  const int before = ::dup(STDERR_FILENO);
+  REQUIRE(::dup2(ends[1], STDERR_FILENO) == STDERR_FILENO);
+  Stage stage;
+  stage.host.configure("to", "stderr");
+  stage.start();
+  for (std::uint16_t port = 1; port <= 200; ++port) stage.deny(port);
+  const auto began = std::chrono::steady_clock::now();
+  stage.host.advance(5s);
+  const auto lasted = std::chrono::steady_clock::now() - began;
+
+  std::string text(1 << 20, '\0');
+  while (::read(ends[0], text.data(), text.size()) > 0) {
+  }
+  stage.deny(1);
+  stage.host.advance(5s);
+  text.resize(
+      static_cast<std::size_t>(std::max<ssize_t>(0, ::read(ends[0], text.data(), text.size()))));
+  ::dup2(before, STDERR_FILENO);
+  for (const int fd : {before, ends[0], ends[1]}) ::close(fd);
+  CHECK(lasted < 10s);  // an event that takes longer has the plugin quarantined
+  CHECK(has(text, "\"port\":1"));
+  CHECK(has(text, "\"event\":\"left_out\",\"records\":200,\"count\":200"));
 }
 
 TEST_CASE("a query that is told of before its workload is named as well") {

@@ -13,6 +13,7 @@
 #include <filesystem>
 #include <fstream>
 #include <sstream>
+#include <thread>
 
 #include <sluice/plugin.hpp>
 
@@ -143,6 +144,27 @@ TEST_CASE("a pipe whose reader sleeps is not waited for; a broken line is ended"
   ::close(ends[0]);
   CHECK_FALSE(sink->write(record("three")));
   ::close(ends[1]);
+}
+
+TEST_CASE("a pipe whose reader is slow is waited for once in a window, not with each record") {
+  int ends[2];
+  REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
+  REQUIRE(::fcntl(ends[1], F_SETPIPE_SZ, 4096) == 4096);
+  std::jthread reader([from = ends[0]](const std::stop_token& stop) {
+    char page[4096];
+    while (!stop.stop_requested() && ::read(from, page, sizeof page) > 0)
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  });
+  const auto sink = to_descriptor(ends[1]);
+  sink->begin();
+  int written = 0;
+  for (int i = 0; i < 200; ++i) written += sink->write(record(std::string(1000, 'x')));
+  CHECK(written > 0);
+  CHECK(written < 200);
+  reader.request_stop();
+  ::close(ends[1]);
+  reader.join();
+  ::close(ends[0]);
 }
 
 TEST_CASE("places by name") {
