@@ -88,6 +88,12 @@ Standing standing(std::span<const Claim> claims, BootTime now) {
     else
       sum.ports.insert(sum.ports.end(), claim.ports.begin(), claim.ports.end());
   }
+  // Where none lives on, the address ends by itself: a change to nothing new would be due on each
+  // turn until then.
+  if (std::ranges::none_of(claims, [&](const Claim& claim) {
+        return claim.grace_until > std::max(now, sum.changes_at);
+      }))
+    sum.changes_at = {};
   std::ranges::sort(sum.ports);
   const auto repeated = std::ranges::unique(sum.ports);
   sum.ports.erase(repeated.begin(), repeated.end());

@@ -232,6 +232,47 @@ TEST_CASE("an address that rules with different ports opened loses each one's po
   }
 }
 
+TEST_CASE("claims with different ports that end together change nothing by their end") {
+  const auto kSecond = std::uint64_t{1'000'000'000};
+  const std::vector tcp{port("tcp/443")}, udp{port("udp/443")};
+  const auto when = [&](double seconds) {
+    return BootTime{static_cast<std::uint64_t>(seconds * 1e9)};
+  };
+  const auto changes = [&](double now, double other_end) {
+    const std::vector<Claim> claims{{tcp, when(100), when(130)}, {udp, when(100), when(other_end)}};
+    return standing(claims, when(now)).changes_at.nanoseconds / kSecond;
+  };
+  for (const double now : {101.0, 128.0, 128.5, 129.0, 129.9, 130.0, 130.5, 132.0})
+    CHECK(changes(now, 130) == 0);
+  CHECK(changes(99, 130) == 100);   // what no new connection may use may be somebody else's
+  CHECK(changes(101, 131) == 130);  // the one that is left keeps its port
+  CHECK(changes(130, 131) == 0);
+  CHECK(changes(131, 131) == 0);
+  // Without a grace they end with what new connections may use.
+  const std::vector<Claim> brief{{tcp, when(100), when(100)}, {udp, when(100), when(100)}};
+  for (const double now : {50.0, 99.0, 101.0}) CHECK(standing(brief, when(now)).changes_at.never());
+}
+
+TEST_CASE("an address whose names end together is not severed over and over before its end") {
+  for (const std::uint64_t grace : {std::uint64_t{0}, kMinute}) {
+    CAPTURE(grace);
+    Names stage({allow_name("git.example", {port("tcp/22")}),
+                 allow_name("cdn.example", {port("tcp/443")})});
+    for (const auto* name : {"git.example", "cdn.example"})
+      REQUIRE(stage.open({name}, stage.rule_of(name), {"192.0.2.1"}, kMinute, grace) == 0);
+    std::uint64_t severings = stage.in_kernel(stage.id).severings, most = 0;
+    for (int i = 0; i < 70 + static_cast<int>(grace / 1'000'000'000); ++i) {
+      for (int turn = 0; turn < 10; ++turn) stage.pass_time(100ms);
+      const auto now = stage.in_kernel(stage.id).severings;
+      most = std::max(most, static_cast<std::uint64_t>(now) - severings);
+      severings = now;
+      CHECK(stage.reaches("192.0.2.1", 22) == stage.reaches("192.0.2.1", 443));
+    }
+    CHECK(most <= 1);
+    CHECK_FALSE(stage.reaches("192.0.2.1", 22));
+  }
+}
+
 TEST_CASE("what is in its grace is not opened again by an answer of another rule") {
   Names stage({allow_name("git.example"), allow_name("cdn.example", {port("tcp/443")})});
   REQUIRE(stage.open({"git.example"}, stage.rule_of("git.example"), {"192.0.2.1"}, kMinute,
