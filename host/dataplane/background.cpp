@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <sys/eventfd.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 
@@ -20,7 +21,16 @@ Background::~Background() {
 void Background::run(Job job) {
   {
     const std::lock_guard lock(mutex_);
-    jobs_.push_back(std::move(job));
+    jobs_.push_back({{}, std::move(job)});
+  }
+  wake_.notify_one();
+}
+
+void Background::run_once(const std::string& name, Job job) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (std::ranges::count(jobs_, name, &Waiting::name) != 0) return;
+    jobs_.push_back({name, std::move(job)});
   }
   wake_.notify_one();
 }
@@ -42,7 +52,7 @@ void Background::loop(const std::stop_token& stop) {
   std::unique_lock lock(mutex_);
   while (wake_.wait(lock, stop, [this] { return !jobs_.empty(); })) {
     if (stop.stop_requested()) return;
-    Job job = std::move(jobs_.front());
+    Job job = std::move(jobs_.front().job);
     jobs_.pop_front();
     lock.unlock();
     Completion completion = job();

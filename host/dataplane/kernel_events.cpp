@@ -233,7 +233,9 @@ void KernelDataPlane::sever(std::uint32_t index) {
   request.path = live_.at(index).name;
   request.programs = &programs_;
   request.slot = index;
-  background_.run([request]() -> Background::Completion {
+  // The walk reads the policy as it is when it begins.
+  const auto name = fmt::format("sever {} {}", index, request.path);
+  background_.run_once(name, [request]() -> Background::Completion {
     destroy_denied_sockets(request);
     return {};
   });
