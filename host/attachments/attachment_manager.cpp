@@ -258,6 +258,7 @@ void AttachmentManager::turn() {
   end_holds(now);
   drop_unclaimed(now);
   drop_unconfirmed(now);
+  rewire_late(now);
   expire(now);
 }
 

@@ -98,6 +98,10 @@ class AttachmentManager final : public Core {
   // hold yet.
   void begin_reload() { reloading_ = true; }
   void end_reload();
+  // Discoveries whose runs have not come yet to what the last rewire() left to them, and how many
+  // attachments that is: they keep the wire that they had. After AttachmentTiming::listing they are
+  // matched by what the former run said of them.
+  [[nodiscard]] std::map<std::string, std::size_t> left_to_rewire() const;
   // All instances have been started once (or failed to): from now unclaimed attachments may go.
   void started();
 
@@ -185,6 +189,7 @@ class AttachmentManager final : public Core {
   void end_holds(BootTime now);
   void drop_unclaimed(BootTime now);
   void drop_unconfirmed(BootTime now);
+  void rewire_late(BootTime now);
   void expire(BootTime now);
   void narrow_learned(BootTime now);
 
@@ -198,6 +203,7 @@ class AttachmentManager final : public Core {
   void hand_over(Attachment& attachment);
   void confirm(Attachment& attachment);
   [[nodiscard]] bool may_change_hands(const Attachment& attachment, BootTime now) const;
+  [[nodiscard]] bool is_left_to_rewire(const Attachment& attachment) const;
   void tell_rewired(const Attachment& attachment, const WirePtr& before, bool domains_changed,
                     bool is_new);
   void tell_policy(const Change& change, const std::string& speaker);
@@ -207,6 +213,7 @@ class AttachmentManager final : public Core {
                                   const std::string& domain);
 
   // manager_policy.cpp
+  void tell_matched(const Change& change, const WirePtr& before);
   [[nodiscard]] Result<Applied> change_layer(const std::string& instance, AttachmentId id,
                                              std::optional<Layer> layer);
 

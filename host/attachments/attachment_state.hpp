@@ -59,6 +59,7 @@ struct AttachmentManager::Attachment {
   std::string discovered_by;
   bool claimed = false;
   BootTime let_go_at;     // by the discovery that had claimed it
+  BootTime rewire_by;     // left out of a rewire, for its discovery's next run to come to it
   BootTime confirm_by;    // handed over: when whom it went to has to have asked again
   std::vector<Ask> asks;  // refused, first come first served
   bool held = false;      // keeps the policy it was found with

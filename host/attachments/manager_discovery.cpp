@@ -355,6 +355,12 @@ bool AttachmentManager::may_change_hands(const Attachment& attachment, BootTime 
   return instance.state == InstanceState::starting;
 }
 
+// What is let go of meanwhile is not: whoever answers for it next says what it is known by.
+bool AttachmentManager::is_left_to_rewire(const Attachment& attachment) const {
+  return !attachment.rewire_by.never() && attachment.claimed &&
+         attachment.run != run_of(attachment.discovered_by);
+}
+
 std::uint32_t AttachmentManager::run_of(const std::string& instance) const {
   const auto found = instances_.find(instance);
   return found == instances_.end() ? 0 : found->second.run;

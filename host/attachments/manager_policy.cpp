@@ -159,15 +159,66 @@ Status AttachmentManager::rewire(Wiring asked) {
   warned_unwired_.clear();
   warned_unresolved_.clear();
   for (std::size_t i = 0; i < changes.size(); ++i) {
-    const auto& attachment = *changes[i].attachment;
-    if (attachment.wire == before[i]) {
-      tell_policy(changes[i], {});
-      continue;
-    }
-    warn_unwired(attachment);
-    tell_rewired(attachment, before[i], changes[i].domains_changed, false);
+    auto& attachment = *changes[i].attachment;
+    attachment.rewire_by =
+        may_change_hands(attachment, now) ? after(now, timing_.listing) : BootTime{};
+    wake_at(attachment.rewire_by);
+    tell_matched(changes[i], before[i]);
   }
   return {};
+}
+
+void AttachmentManager::tell_matched(const Change& change, const WirePtr& before) {
+  const auto& attachment = *change.attachment;
+  if (attachment.wire == before) {
+    tell_policy(change, {});
+    return;
+  }
+  warn_unwired(attachment);
+  tell_rewired(attachment, before, change.domains_changed, false);
+}
+
+std::map<std::string, std::size_t> AttachmentManager::left_to_rewire() const {
+  std::map<std::string, std::size_t> left;
+  for (const auto& [id, attachment] : attachments_)
+    if (is_left_to_rewire(*attachment)) left[attachment->discovered_by] += 1;
+  return left;
+}
+
+// A discovery that hangs does not keep a former wiring in force.
+void AttachmentManager::rewire_late(BootTime now) {
+  if (reloading_) return;  // its rewire() sees to them
+  std::map<std::string, std::size_t> rewired;
+  for (auto& [id, attachment] : attachments_) {
+    if (!is_left_to_rewire(*attachment)) {
+      attachment->rewire_by = {};
+      continue;
+    }
+    if (!due(attachment->rewire_by, now)) {
+      wake_at(attachment->rewire_by);
+      continue;
+    }
+    const auto before = attachment->wire;
+    auto wire =
+        match_wire(wiring_, attachment->target, attachment->labels, attachment->discovered_by);
+    auto layers = carry_over(*attachment, wire);
+    std::vector<Change> changes;
+    changes.push_back(Change::of(*attachment, std::move(wire), std::move(layers)));
+    if (auto status = transact(wiring_, changes); !status) {
+      spdlog::error("{}; it keeps its former wire, trying again", status.error().message);
+      attachment->rewire_by = after(now, timing_.hold);
+      wake_at(attachment->rewire_by);
+      continue;
+    }
+    attachment->rewire_by = {};
+    rewired[attachment->discovered_by] += 1;
+    tell_matched(changes.front(), before);
+  }
+  for (const auto& [discovery, count] : rewired)
+    spdlog::warn(
+        "{}: has not listed what exists since the wiring changed; its {} attachments are under the "
+        "wire that matches what its former run said of them",
+        discovery, count);
 }
 
 }  // namespace sluice

@@ -374,6 +374,12 @@ void Daemon::reload_applied(const Status& status, LoadedConfig& loaded) {
 void Daemon::reload_listed(std::vector<std::string> errors) {
   if (stopping_) return;
   if (manager_->all_listed() || EventLoop::Clock::now() >= listing_until_) {
+    for (const auto& [discovery, count] : manager_->left_to_rewire()) {
+      errors.push_back(
+          fmt::format("{}: has not listed what exists after {} s; its {} attachments keep their "
+                      "former wire until it does, a minute at most",
+                      discovery, std::chrono::seconds(kListingPatience).count(), count));
+    }
     return reload_done(std::move(errors), true);
   }
   loop_->after(2ms,

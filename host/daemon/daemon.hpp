@@ -59,7 +59,7 @@ class Daemon {
   void request_stop();
   // [loop] Once, when what is configured runs and what exists is attached.
   void on_ready(std::function<void()> call) { on_ready_ = std::move(call); }
-  // [loop] After each reload: empty, or why nothing was changed.
+  // [loop] After each reload: empty, or why nothing, or not all of it, was changed.
   void on_reloaded(std::function<void(std::vector<std::string>)> call) {
     on_reloaded_ = std::move(call);
   }

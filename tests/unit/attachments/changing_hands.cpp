@@ -384,6 +384,95 @@ TEST_CASE("what one discovery lets go and another has asked for changes hands") 
   }
 }
 
+namespace {
+
+// A reload has tightened the wire of tap1 and begun its discovery anew, which hangs.
+struct Hanging : Stage {
+  explicit Hanging(InstanceState state) : Stage(config_of({wire({"static"}, kVm)})) {
+    auto tight = wire({}, kVm);
+    tight.mode = Mode::block_all;
+    tightened = config_of({tight, wire({"static"})});
+    run_discovery();
+    manager.started();
+    id = attach(tap("tap1", 1), kVm);
+    REQUIRE(manager.replace_layer("static", id, allowlist({allow("192.0.2.0/24")})));
+    REQUIRE(manager.listed("taps"));
+    manager.begin_reload();
+    begin_anew(state);
+    rewire();
+  }
+  void begin_anew(InstanceState state) {
+    manager.instance("taps", kDiscovery, InstanceState::down);
+    manager.instance("taps", kDiscovery, state);
+  }
+  void rewire() {
+    REQUIRE(manager.rewire(Wiring(tightened)));
+    manager.end_reload();
+    turn();
+    CHECK(keeps_its_wire());
+  }
+  [[nodiscard]] bool is_open() const { return passes(id, to("192.0.2.1")); }
+  [[nodiscard]] bool keeps_its_wire() const {
+    return is_open() && manager.left_to_rewire() == std::map<std::string, std::size_t>{{"taps", 1}};
+  }
+
+  inline static const Labels kVm{{"class", "vm"}};
+  static constexpr InstanceRoles kDiscovery{.discovery = true, .policy_source = false};
+  Config tightened;
+  AttachmentId id;
+};
+
+}  // namespace
+
+TEST_CASE("a discovery that began anew and hangs does not keep a former wiring in force") {
+  for (const auto state : {InstanceState::running, InstanceState::starting}) {
+    Hanging stage(state);
+    stage.pass_time(59s);
+    CHECK(stage.keeps_its_wire());
+    stage.pass_time(2s);
+    CHECK_FALSE(stage.is_open());
+    CHECK(stage.manager.left_to_rewire().empty());
+  }
+}
+
+TEST_CASE("what a rewire left to a discovery's next run is matched when that comes, or fails to") {
+  Hanging stage(InstanceState::running);
+  SUBCASE("it comes to it: what it says now counts") {
+    CHECK(stage.attach(tap("tap1", 1), {{"class", "container"}}) == stage.id);
+    CHECK(stage.manager.left_to_rewire().empty());
+    stage.pass_time(61s);
+    CHECK(stage.is_open());
+  }
+  SUBCASE("it lists without it") {
+    REQUIRE(stage.manager.listed("taps"));
+    CHECK(stage.manager.left_to_rewire().empty());
+  }
+  SUBCASE("it fails") {
+    stage.manager.instance("taps", Hanging::kDiscovery, InstanceState::down);
+    stage.pass_time(61s);
+    CHECK_FALSE(stage.is_open());
+  }
+  SUBCASE("the kernel refuses at first") {
+    stage.plane.refuse("publish", {.message = "full", .code = ENOSPC});
+    stage.pass_time(61s);
+    CHECK(stage.keeps_its_wire());
+    stage.pass_time(6s);
+    CHECK_FALSE(stage.is_open());
+  }
+  SUBCASE("the next reload begins it anew") {
+    stage.manager.begin_reload();
+    stage.begin_anew(InstanceState::running);
+    stage.pass_time(61s);
+    CHECK(stage.keeps_its_wire());
+    stage.begin_anew(InstanceState::running);
+    stage.rewire();
+    stage.pass_time(59s);
+    CHECK(stage.keeps_its_wire());
+    stage.pass_time(2s);
+    CHECK_FALSE(stage.is_open());
+  }
+}
+
 TEST_CASE("nothing is dropped while a reload is under way") {
   Stage stage(config_of({wire({"static"})}));
   stage.run_discovery("taps");

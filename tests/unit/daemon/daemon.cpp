@@ -254,6 +254,17 @@ TEST_CASE("a reload applies what changed") {
   }
 }
 
+TEST_CASE("a reload whose discovery hangs is done in part, and says what waits for it") {
+  Stage stage;
+  auto after = plain("[\"tap1:7\"]\nhangs = true");
+  after.replace(after.find("sources = [\"rules\"]"), 19, "sources = []");
+  const auto complaints = reload(stage, plain(), after);
+  CHECK(mentions(complaints,
+                 "finder: has not listed what exists after 5 s; its 1 attachments "
+                 "keep their former wire"));
+  CHECK(stage.passes(1));
+}
+
 TEST_CASE("another plugin_path takes effect at a reload; what only a start reads is said to wait") {
   Stage stage;
   const auto elsewhere = stage.folder.path() / "plugins";

@@ -15,14 +15,17 @@ class StageDiscovery : public sluice::Plugin, public sluice::Discovery {
       sluice::Option::string_list("interfaces").defaults_to("[]").help("NAME:IFINDEX"),
       sluice::Option::string("class").defaults_to("\"vm\"").help("the label"),
       sluice::Option::boolean("late").defaults_to("false").help("finds it some time after start"),
+      sluice::Option::boolean("hangs").defaults_to("false").help("finds nothing, ever"),
   };
 
   explicit StageDiscovery(const sluice::Config& config)
       : interfaces_(config.get<std::vector<std::string>>("interfaces")),
         class_(config.get<std::string>("class")),
-        late_(config.get<bool>("late")) {}
+        late_(config.get<bool>("late")),
+        hangs_(config.get<bool>("hangs")) {}
 
   void start() override {
+    if (hangs_) return;
     if (!late_) return find();
     set_timer(1, std::chrono::milliseconds(100));
   }
@@ -42,7 +45,7 @@ class StageDiscovery : public sluice::Plugin, public sluice::Discovery {
 
   std::vector<std::string> interfaces_;
   std::string class_;
-  bool late_;
+  bool late_, hangs_;
 };
 
 }  // namespace
