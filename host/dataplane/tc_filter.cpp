@@ -2,13 +2,19 @@
 
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
+#include <linux/if_ether.h>
+#include <linux/pkt_cls.h>
+#include <linux/rtnetlink.h>
 #include <net/if.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <cstring>
-#include <string_view>
+#include <string>
 
 namespace sluice {
 namespace {
@@ -34,8 +40,9 @@ struct TcxInfo {
 // Ours among a device's filters: a handle that spells its owner, and the place in the chain.
 constexpr std::uint32_t kAttachmentPriority = 1, kAttachmentHandle = 0x51c3;
 constexpr std::uint32_t kGuardPriority = 2, kGuardHandle = 0x51c4;
-// As the kernel shortens the names of both uplink programs.
-constexpr const char* kGuardProgram = "sluice_uplink_";
+// Both uplink programs, as libbpf names a filter: "sluice_uplink_e:[12]", from the name that the
+// kernel shortens and the program's id.
+constexpr const char* kGuardName = "sluice_uplink_";
 
 bpf_tc_hook make_hook(std::uint32_t ifindex, Hook hook) {
   bpf_tc_hook made{};
@@ -54,17 +61,45 @@ bpf_tc_opts make_options(ClsactOwner owner) {
   return options;
 }
 
-// Earlier releases put the guard where an attachment's filter goes. Only CAP_SYS_ADMIN may ask
-// which it is.
+// The first attribute of `type`, as it is; empty: there is none.
+std::string bytes_of(const rtattr* in, int length, int type) {
+  for (const auto* at = in; RTA_OK(at, length); at = RTA_NEXT(at, length)) {
+    if ((at->rta_type & NLA_TYPE_MASK) != type) continue;
+    const auto* data = static_cast<const char*>(RTA_DATA(at));
+    return {data, RTA_PAYLOAD(at)};
+  }
+  return {};
+}
+
+// Earlier releases put the guard where an attachment's filter goes. The filter's name says which it
+// is; its program has but an id there, which only CAP_SYS_ADMIN may open.
 bool is_guard_in_attachments_place(std::uint32_t ifindex) {
-  const auto place = make_hook(ifindex, Hook::egress);
-  auto options = make_options(ClsactOwner::attachment);
-  if (bpf_tc_query(&place, &options) != 0) return false;
-  const Fd program(bpf_prog_get_fd_by_id(options.prog_id));
-  bpf_prog_info info{};
-  std::uint32_t length = sizeof(info);
-  return program && bpf_obj_get_info_by_fd(program.get(), &info, &length) == 0 &&
-         std::string_view(info.name).starts_with(kGuardProgram);
+  const Fd socket(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE));
+  struct {
+    nlmsghdr header;
+    tcmsg filter;
+  } request{};
+  request.header.nlmsg_len = sizeof(request);
+  request.header.nlmsg_type = RTM_GETTFILTER;
+  request.header.nlmsg_flags = NLM_F_REQUEST;
+  request.filter.tcm_ifindex = static_cast<int>(ifindex);
+  request.filter.tcm_parent = TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_EGRESS);
+  request.filter.tcm_handle = kAttachmentHandle;
+  request.filter.tcm_info = TC_H_MAKE(kAttachmentPriority << 16, htons(ETH_P_ALL));
+  alignas(nlmsghdr) std::array<char, 16384> buffer;
+  if (!socket || send(socket.get(), &request, sizeof(request), 0) < 0) return false;
+  const ssize_t got = recv(socket.get(), buffer.data(), buffer.size(), 0);
+  const auto* header = reinterpret_cast<const nlmsghdr*>(buffer.data());
+  if (got < 0 || !NLMSG_OK(header, static_cast<unsigned>(got)) ||
+      header->nlmsg_type != RTM_NEWTFILTER)
+    return false;
+  const auto* attributes = reinterpret_cast<const rtattr*>(
+      static_cast<const char*>(NLMSG_DATA(header)) + NLMSG_ALIGN(sizeof(tcmsg)));
+  const auto options =
+      bytes_of(attributes, static_cast<int>(NLMSG_PAYLOAD(header, sizeof(tcmsg))), TCA_OPTIONS);
+  return bytes_of(reinterpret_cast<const rtattr*>(options.data()), static_cast<int>(options.size()),
+                  TCA_BPF_NAME)
+      .starts_with(kGuardName);
 }
 
 }  // namespace

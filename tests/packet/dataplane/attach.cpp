@@ -1,13 +1,60 @@
 // The data plane on the real kernel, in a network namespace and a bpffs directory of the test's
 // own: what an attach, a publish and an adoption do to real packets.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
 #include <doctest/doctest.h>
+#include <linux/capability.h>
+#include <sys/syscall.h>
 
+#include "base/fd.hpp"
+#include "dataplane/tc_filter.hpp"
 #include "packet/dataplane/lab.hpp"
 #include "packet/dataplane/policies.hpp"
 
 using namespace sluice;
 using namespace sluice::test;
+
+namespace {
+
+// What the unprivileged user of the README has not; of this thread, and it has it back at the end.
+class WithoutSysAdmin {
+ public:
+  WithoutSysAdmin() {
+    REQUIRE(syscall(SYS_capget, &header_, data_) == 0);
+    auto less = data_[0];
+    less.effective &= ~(1u << CAP_SYS_ADMIN);
+    set(less);
+  }
+  ~WithoutSysAdmin() { set(data_[0]); }
+
+ private:
+  void set(__user_cap_data_struct first) {
+    __user_cap_data_struct both[] = {first, data_[1]};
+    CHECK(syscall(SYS_capset, &header_, both) == 0);
+  }
+  __user_cap_header_struct header_{.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
+  __user_cap_data_struct data_[2] = {};
+};
+
+// Takes the guard of a device to where an earlier release had it.
+void move_guard_to_former_place(std::uint32_t ifindex) {
+  bpf_tc_hook hook{};
+  hook.sz = sizeof(hook);
+  hook.ifindex = static_cast<int>(ifindex);
+  hook.attach_point = BPF_TC_EGRESS;
+  bpf_tc_opts options{};
+  options.sz = sizeof(options);
+  options.handle = 0x51c4;
+  options.priority = 2;
+  REQUIRE(bpf_tc_query(&hook, &options) == 0);
+  const Fd program(bpf_prog_get_fd_by_id(options.prog_id));
+  REQUIRE(program);
+  REQUIRE(attach_clsact(ifindex, Hook::egress, program.get(), ClsactOwner::attachment));
+  detach_clsact(ifindex, Hook::egress, ClsactOwner::guard);
+}
+
+}  // namespace
 
 TEST_CASE("a new attachment drops everything until a policy is published") {
   Lab lab;
@@ -95,6 +142,41 @@ TEST_CASE("clsact at once, TCX behind it, and no packet unjudged on the way") {
   }
   CHECK(mechanism == "tcx");
   CHECK_FALSE(lab.ping4());
+}
+
+TEST_CASE("an earlier release's clsact guard is found and removed without CAP_SYS_ADMIN") {
+  Lab lab;
+  lab.config.tc_mechanism = "clsact";
+  auto plane = lab.open();
+  const auto ifindex = Lab::ifindex("host0");
+  GuardSettings guarded;
+  guarded.uplinks = {"host0"};
+  REQUIRE(plane->set_guards(guarded));
+  move_guard_to_former_place(ifindex);
+  REQUIRE(has_clsact(ifindex, Hook::egress));
+  const WithoutSysAdmin without;
+  SUBCASE("it is no longer wanted") {
+    REQUIRE(plane->set_guards({}));
+  }
+  SUBCASE("it has a place of its own now") {
+    REQUIRE(plane->set_guards(guarded));
+    CHECK(has_clsact(ifindex, Hook::egress, ClsactOwner::guard));
+  }
+  CHECK_FALSE(has_clsact(ifindex, Hook::egress));
+}
+
+TEST_CASE("the filter of an attachment is none of the guards that go") {
+  Lab lab;
+  lab.config.tc_mechanism = "clsact";
+  auto plane = lab.open();
+  const auto ifindex = Lab::ifindex("host0");
+  // On the side where a guard would be.
+  InterfaceTarget target{.name = "host0", .ifindex = ifindex};
+  target.side = Side::workload_egress;
+  REQUIRE(plane->attach(target, nullptr));
+  REQUIRE(has_clsact(ifindex, Hook::egress));
+  REQUIRE(plane->set_guards({}));
+  CHECK(has_clsact(ifindex, Hook::egress));
 }
 
 TEST_CASE("a device that goes frees its slot, and its ifindex means nothing any more") {
