@@ -16,6 +16,7 @@ namespace sluice::dns {
 namespace {
 
 constexpr std::size_t kLargestQuery = 4096;  // whatever the settings say
+constexpr std::uint32_t kMostEarly = 16;     // of an attachment: no budget is known yet
 
 }  // namespace
 
@@ -25,7 +26,42 @@ Streams::Streams(StreamSettings settings, int epoll, TimerWheel& timers, StreamO
 Streams::~Streams() = default;
 
 void Streams::add(Fd fd, std::uint64_t attachment, StreamPlace place, std::uint64_t now) {
-  if (open_ >= settings_.connections) return;
+  (void)open(std::move(fd), attachment, std::move(place), now);
+}
+
+void Streams::add_early(Fd fd, std::uint64_t attachment, std::uint64_t now) {
+  if (const auto counted = early_.find(attachment);
+      counted != early_.end() && counted->second >= kMostEarly)
+    return;
+  auto* const stream = open(std::move(fd), attachment, {}, now);
+  if (stream == nullptr) return;
+  stream->early = true;
+  ++early_[attachment];
+}
+
+void Streams::no_longer_early(Stream& stream) {
+  stream.early = false;
+  const auto counted = early_.find(stream.attachment);
+  if (--counted->second == 0) early_.erase(counted);
+}
+
+void Streams::take_places(std::uint64_t attachment,
+                          const std::shared_ptr<AttachmentBudget>& budget) {
+  if (!early_.contains(attachment)) return;
+  for (std::uint32_t i = 0; i < streams_.size(); ++i) {
+    auto* const stream = streams_[i].get();
+    if (stream == nullptr || !stream->early || stream->attachment != attachment) continue;
+    no_longer_early(*stream);
+    if (!budget) continue;
+    stream->place.budget = budget;
+    stream->place.place = budget->connect();
+    if (!stream->place.place) close(i);
+  }
+}
+
+Streams::Stream* Streams::open(Fd fd, std::uint64_t attachment, StreamPlace place,
+                               std::uint64_t now) {
+  if (open_ >= settings_.connections) return nullptr;
   std::uint32_t index;
   if (!free_.empty()) {
     index = free_.back();
@@ -48,7 +84,7 @@ void Streams::add(Fd fd, std::uint64_t attachment, StreamPlace place, std::uint6
                     .data = {.u64 = event_tag(Source::client_stream, index, generation_)}};
   if (::epoll_ctl(epoll_, EPOLL_CTL_ADD, stream->fd.get(), &event) < 0) {
     free_.push_back(index);
-    return;
+    return nullptr;
   }
   timers_.add({.due = now + settings_.idle,
                .kind = static_cast<std::uint32_t>(TimerKind::client_stream),
@@ -56,6 +92,7 @@ void Streams::add(Fd fd, std::uint64_t attachment, StreamPlace place, std::uint6
                .generation = generation_});
   streams_[index] = std::move(stream);
   ++open_;
+  return streams_[index].get();
 }
 
 Streams::Stream* Streams::find(StreamRef ref) {
@@ -67,6 +104,7 @@ Streams::Stream* Streams::find(StreamRef ref) {
 void Streams::close(std::uint32_t index) {
   const auto stream = std::move(streams_[index]);
   if (!stream) return;
+  if (stream->early) no_longer_early(*stream);
   free_.push_back(index);
   --open_;
 }

@@ -1,7 +1,8 @@
 // DNS over TCP from workloads (RFC 7766): frames of two length bytes and a message, pipelined,
 // answered in whatever order answers come. A worker's part; single-threaded.
 //
-// What a client can hold is bounded: connections per attachment and in all, questions in flight per
+// What a client can hold is bounded: connections per attachment (a few while nothing is known of it
+// yet, and then by its budget, the early ones too) and in all, questions in flight per
 // connection (then it is not read from until some are answered), bytes that wait to be sent (then
 // the connection ends), and the time without a whole question or with an unread answer.
 #pragma once
@@ -9,6 +10,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <unordered_map>
 #include <vector>
 
 #include "base/fd.hpp"
@@ -56,6 +58,11 @@ class Streams {
   // Takes an accepted connection, non-blocking, of that attachment; closes it where there are too
   // many.
   void add(Fd fd, std::uint64_t attachment, StreamPlace place, std::uint64_t now);
+  // The same where nothing is known of the attachment yet.
+  void add_early(Fd fd, std::uint64_t attachment, std::uint64_t now);
+  // It is known now: each early connection of it takes a place in the budget, or is closed. Null:
+  // there are no limits.
+  void take_places(std::uint64_t attachment, const std::shared_ptr<AttachmentBudget>& budget);
   // Ends the connections of an attachment that is gone.
   void drop_attachment(std::uint64_t attachment);
 
@@ -79,9 +86,13 @@ class Streams {
     std::uint64_t last_progress = 0;
     std::vector<std::uint8_t> in, out;
     std::size_t out_at = 0;
+    bool early = false;   // counted in early_, with no place yet
     bool ended = false;   // the client will send no more
     bool taking = false;  // take_messages() is at work on `in`
   };
+  // Null: there are too many.
+  Stream* open(Fd fd, std::uint64_t attachment, StreamPlace place, std::uint64_t now);
+  void no_longer_early(Stream& stream);
   Stream* find(StreamRef stream);
   void read(std::uint32_t index, std::uint64_t now);
   void take_messages(std::uint32_t index, std::uint64_t now);
@@ -97,6 +108,7 @@ class Streams {
   std::vector<std::uint32_t> free_;
   std::uint32_t generation_ = 0;
   std::size_t open_ = 0;
+  std::unordered_map<std::uint64_t, std::uint32_t> early_;  // by attachment; none is 0
 };
 
 }  // namespace sluice::dns

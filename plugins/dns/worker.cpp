@@ -299,6 +299,7 @@ class Worker::Loop final : private Outlet, private StreamOwner {
     for (auto& letter : letters) {
       if (auto* const state = std::get_if<TenantState>(&letter)) {
         engine_.set_tenant(*state);
+        streams_.take_places(state->attachment, state->budget);
       } else if (const auto* const removed = std::get_if<Removed>(&letter)) {
         streams_.drop_attachment(removed->attachment);
         engine_.remove_tenant(removed->attachment);
@@ -377,10 +378,13 @@ class Worker::Loop final : private Outlet, private StreamOwner {
         ++unknown_;
         continue;
       }
-      // One that the engine does not know yet has its questions held, like those by UDP.
-      StreamPlace place;
-      if (const auto* const tenant = engine_.tenant(attachment))
-        place.budget = tenant->state.budget;
+      const auto* const tenant = engine_.tenant(attachment);
+      if (tenant == nullptr) {
+        // Its questions are held, like those by UDP.
+        streams_.add_early(std::move(fd), attachment, now_);
+        continue;
+      }
+      StreamPlace place{.budget = tenant->state.budget, .place = {}};
       if (place.budget) {
         place.place = place.budget->connect();
         if (!place.place) continue;

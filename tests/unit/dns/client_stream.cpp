@@ -99,3 +99,44 @@ TEST_CASE("a client that asks by TCP and reads nothing is cut off, and others ar
   CHECK(cut);
   CHECK(modest.ask("many.example", type::a).answers.size() == 1000);
 }
+
+namespace {
+
+// Whether the other side has ended the connection.
+bool is_closed(const Guest& guest) {
+  char byte;
+  return ::recv(guest.fd(), &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+}
+
+}  // namespace
+
+TEST_CASE("TCP: who connects before it is known has a few connections, and then what it may have") {
+  Lab lab([](auto& host) { host.configure("limit.connections", 2); });
+  lab.attach(2, {allow("www.example")});
+  lab.host.set_streams({1});
+  std::vector<Guest> guests;
+  // How many are open once the worker has seen all that was done before.
+  const auto open = [&] {
+    Guest probe(lab, 2);
+    for (int i = 0; i < 2; ++i) CHECK(probe.ask("denied.test", type::a).rcode == 3);
+    std::erase_if(guests, is_closed);
+    return guests.size();
+  };
+  for (int i = 0; i < 20; ++i) guests.emplace_back(lab, 1, true);
+  CHECK(open() == 16);
+  SUBCASE("one that ends has its place taken by the next") {
+    guests.pop_back();
+    CHECK(open() == 15);
+    for (int i = 0; i < 2; ++i) guests.emplace_back(lab, 1, true);
+    CHECK(open() == 16);
+  }
+  lab.attach(1, {allow("www.example")});
+  CHECK(open() == 2);
+  guests.emplace_back(lab, 1, true);
+  CHECK(open() == 2);
+  guests.pop_back();
+  CHECK(open() == 1);
+  for (int i = 0; i < 2; ++i) guests.emplace_back(lab, 1, true);
+  CHECK(open() == 2);
+  CHECK(guests.back().ask("denied.test", type::a).rcode == 3);
+}
