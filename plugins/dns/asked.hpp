@@ -28,6 +28,7 @@ struct Asked {
   const Client& client;
   Tenant& tenant;
   DecisionPtr decision{};     // of a decider, for this question
+  bool lapsed = false;        // there was one, of a former state of the tenant
   std::uint64_t arrived = 0;  // monotonic ns
   std::uint64_t decision_ns = 0, upstream_ns = 0, push_ns = 0;
   std::string_view upstream{};  // who answered

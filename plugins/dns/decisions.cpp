@@ -36,7 +36,8 @@ Decisions::Asking Decisions::ask(const Asked& asked, std::uint64_t deadline, con
   const std::uint64_t key = mix(key_of(question.name, question.type), attachment);
   if (const auto before = by_key_.find(key); before != by_key_.end()) {
     auto& open = open_.at(before->second);
-    if (open.attachment == attachment && open.type == question.type && open.name == question.name)
+    if (open.stamp == asked.tenant.state.pushes.stamp && open.attachment == attachment &&
+        open.type == question.type && open.name == question.name)
       return {.result = AskResult::asked, .line = &open.line};
   }
   const std::uint64_t id =
@@ -55,6 +56,7 @@ Decisions::Asking Decisions::ask(const Asked& asked, std::uint64_t deadline, con
   open.key = key;
   open.name = question.name;
   open.type = question.type;
+  open.stamp = asked.tenant.state.pushes.stamp;
   open.asked_at = now.monotonic;
   by_key_[key] = id;
   timers_.add({.due = now.monotonic + deadline + kOverdue,

@@ -1,5 +1,6 @@
 // Questions to the deciders of workloads: who waits for one, and what was said while it stands. The
-// same question of one attachment is asked once.
+// same question of one attachment is asked once, in each of its states: another one may have
+// another decider.
 #pragma once
 
 #include <cstdint>
@@ -43,6 +44,7 @@ class Decisions {
     std::uint64_t attachment = 0, key = 0;
     Name name;
     std::uint16_t type = 0;
+    std::uint64_t stamp = 0;     // of the state in which it was asked
     std::uint64_t asked_at = 0;  // monotonic ns
     Line line;
   };

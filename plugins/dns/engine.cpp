@@ -242,10 +242,13 @@ void Engine::decided(std::uint64_t query_id, const DecisionPtr& decision) {
   const auto open = decisions_.close(query_id);
   if (!open) return;
   const bool spoken = decision && decision->action != sdk::Decision::Action::none;
-  if (auto* const tenant = this->tenant(open->attachment); tenant != nullptr && spoken)
-    decisions_.keep(*tenant, *open, decision, now_.boot);
+  auto* const tenant = this->tenant(open->attachment);
+  const bool stands = tenant != nullptr && tenant->state.pushes.stamp == open->stamp;
+  if (stands && spoken) decisions_.keep(*tenant, *open, decision, now_.boot);
   serve(open->line, [&](Asked& asked, AttachmentBudget::Place place) {
     asked.decision_ns = now_.monotonic - open->asked_at;
+    // Another may be asked by now. It has what is left of the time.
+    if (!stands) return decide(asked, std::move(place));
     if (!spoken) {
       // Closed, but not for good: the asker may try again.
       return replies_.fail(asked, ede::not_ready,
@@ -337,10 +340,11 @@ void Engine::upstream_answered(std::uint32_t token, std::span<const std::uint8_t
 void Engine::settle(std::uint32_t token, const CachedAnswer& answer, std::string_view server) {
   const auto [line, asked_at] = in_flight_.end(token);
   const std::uint64_t took = now_.monotonic - asked_at;
-  serve(line, [&](Asked& asked, AttachmentBudget::Place) {
+  serve(line, [&](Asked& asked, AttachmentBudget::Place place) {
     asked.upstream_ns = took;
     asked.upstream = server;
-    const auto ruling = ruling_on(asked, false);
+    const auto ruling = ruling_on(asked, asked.lapsed);
+    if (ruling.kind == Ruling::ask) return decide(asked, std::move(place));
     if (!turned_away(asked, ruling)) release_.release(asked, ruling, answer);
   });
 }
@@ -375,10 +379,14 @@ void Engine::serve(Line line, Each each) {
     auto* const tenant = this->tenant(waiter.attachment);
     const auto query = read_query(waiter.query());
     if (tenant == nullptr || !query) return around_.outlet.drop(waiter.client);
+    auto decision = std::move(waiter.decision);
+    const bool lapsed = decision && waiter.stamp != tenant->state.pushes.stamp;
+    if (lapsed) decision.reset();
     Asked asked{.query = *query,
                 .client = waiter.client,
                 .tenant = *tenant,
-                .decision = std::move(waiter.decision),
+                .decision = std::move(decision),
+                .lapsed = lapsed,
                 .arrived = waiter.arrived,
                 .decision_ns = waiter.decision_ns};
     each(asked, std::move(waiter.place));

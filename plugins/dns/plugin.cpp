@@ -256,10 +256,10 @@ void DnsPlugin::attachment_added(const sdk::AttachmentInfo& info) {
 void DnsPlugin::attachment_changed(const sdk::AttachmentInfo& info) {
   const auto known = attachments_.find(info.id);
   if (known == attachments_.end()) return attachment_added(info);
-  auto& state = known->second.state;
-  if (state.mode == info.mode && state.audit == info.audit) return;
-  state.mode = info.mode;
-  state.audit = info.audit;
+  known->second.state.mode = info.mode;
+  known->second.state.audit = info.audit;
+  // Where both are the same its wire may name another decider now: what the former one said does
+  // not stand, and what that had opened has been closed.
   forget_pushes(known->second);
 }
 

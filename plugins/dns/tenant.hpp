@@ -32,7 +32,8 @@ struct TenantState {
   // Until then "block-all" may only mean that its source has not spoken yet: no answer is better
   // than a wrong one.
   sdk::Time settled{};
-  // What is pushed by this state is remembered as such, and by no later one.
+  // What is pushed by this state is remembered as such, and by no later one. What a decider says in
+  // answer to a question of this state is no word on a later one either.
   PushMemory::Ticket pushes{};
 };
 

@@ -46,6 +46,7 @@ bool WaitingRoom::join(Line& line, const Asked& asked, AttachmentBudget::Place p
   waiter.attachment = asked.attachment();
   waiter.client = asked.client;
   waiter.decision = asked.decision;
+  waiter.stamp = asked.tenant.state.pushes.stamp;
   waiter.budget = asked.tenant.state.budget;
   waiter.place = std::move(place);
   waiter.arrived = asked.arrived;

@@ -33,6 +33,7 @@ class WaitingRoom {
     std::uint64_t attachment = 0;
     Client client;
     DecisionPtr decision;
+    std::uint64_t stamp = 0;                   // of the state in which it began to wait
     std::shared_ptr<AttachmentBudget> budget;  // outlives `place`
     AttachmentBudget::Place place;
     std::uint64_t arrived = 0, decision_ns = 0;

@@ -27,10 +27,13 @@ struct QuietHost final : HostSide {
   std::uint64_t asker_of_stream(int) noexcept override { return 0; }
   LearnResult learn(std::uint64_t, std::span<const std::string_view>,
                     std::span<const sdk::Grant>) noexcept override {
+    ++learned;
     return {};
   }
-  AskResult ask(const sdk::Query&, std::uint64_t) noexcept override {
-    return AskResult::no_decider;
+  AskResult ask(const sdk::Query& query, std::uint64_t) noexcept override {
+    if (!has_decider) return AskResult::no_decider;
+    asked.push_back(query.id);
+    return AskResult::asked;
   }
   void report(std::span<const sluice_query_report> reports) noexcept override {
     for (const auto& report : reports)
@@ -40,6 +43,9 @@ struct QuietHost final : HostSide {
   void give_up(std::string_view) noexcept override {}
 
   std::vector<std::string> upstreams;  // of each report
+  bool has_decider = false;
+  std::vector<std::uint64_t> asked;  // the decider, by query id
+  int learned = 0;
 };
 
 struct CountingOutlet final : Outlet {
@@ -72,6 +78,12 @@ struct Stand {
   void ask(std::uint64_t attachment, std::string_view name) {
     engine.ask(attachment, {}, Build(0x0100).question(name, type::a).done());
   }
+  // What a decider is asked about. `stamp`: of the attachment's state.
+  void decide_on(std::uint64_t attachment, std::uint64_t stamp) {
+    host.has_decider = true;
+    engine.set_tenant(
+        {.attachment = attachment, .mode = sdk::Mode::allowlist, .pushes = {.stamp = stamp}});
+  }
   // What is answered as upstreams answer, and opens nothing.
   void know(std::uint64_t attachment) {
     engine.set_tenant({.attachment = attachment, .mode = sdk::Mode::denylist});
@@ -96,6 +108,38 @@ std::string bound(const Fd& fd) {
   REQUIRE(::bind(fd.get(), reinterpret_cast<sockaddr*>(&address), length) == 0);
   ::getsockname(fd.get(), reinterpret_cast<sockaddr*>(&address), &length);
   return "127.0.0.1:" + std::to_string(ntohs(address.sin_port));
+}
+
+// The upstream at `server` answers the one question that it was asked.
+void answer(Stand& stand, const Fd& server) {
+  stand.engine.flush();
+  Packet question(512);
+  sockaddr_in peer{};
+  socklen_t length = sizeof peer;
+  const auto got = ::recvfrom(server.get(), question.data(), question.size(), MSG_DONTWAIT,
+                              reinterpret_cast<sockaddr*>(&peer), &length);
+  REQUIRE(got > 12);
+  // Its own question, with the id and the case that were sent, and an address.
+  Packet answer(question.begin(), question.begin() + 12 + 13 + 4);
+  answer[2] |= 0x80;
+  answer[7] = 1;
+  answer[11] = 0;
+  answer =
+      joined({answer, {0xc0, 12}, two(type::a), two(1), four(300), two(4), v4("198.51.100.1")});
+  REQUIRE(::sendto(server.get(), answer.data(), answer.size(), 0,
+                   reinterpret_cast<sockaddr*>(&peer), length) > 0);
+  epoll_event event{};
+  REQUIRE(::epoll_wait(stand.epoll.get(), &event, 1, 10'000) == 1);
+  stand.engine.upstream().on_udp(static_cast<std::uint32_t>(event.data.u64), event.events, 2);
+}
+
+DecisionPtr allowing(std::vector<sdk::Address> addresses) {
+  sdk::Decision decision;
+  decision.action = sdk::Decision::Action::allow;
+  decision.ttl = std::chrono::seconds(60);
+  decision.addresses = std::move(addresses);
+  decision.address_ttl = std::chrono::seconds(60);
+  return std::make_shared<const sdk::Decision>(std::move(decision));
 }
 
 }  // namespace
@@ -127,26 +171,7 @@ TEST_CASE("what is to be reported is told before the servers change that it spea
   Stand stand({endpoint});
   stand.know(1);
   stand.ask(1, "www.example");
-  stand.engine.flush();
-
-  Packet question(512);
-  sockaddr_in peer{};
-  socklen_t length = sizeof peer;
-  const auto got = ::recvfrom(server.get(), question.data(), question.size(), 0,
-                              reinterpret_cast<sockaddr*>(&peer), &length);
-  REQUIRE(got > 12);
-  // Its own question, with the id and the case that were sent, and an address.
-  Packet answer(question.begin(), question.begin() + 12 + 13 + 4);
-  answer[2] |= 0x80;
-  answer[7] = 1;
-  answer[11] = 0;
-  answer =
-      joined({answer, {0xc0, 12}, two(type::a), two(1), four(300), two(4), v4("198.51.100.1")});
-  REQUIRE(::sendto(server.get(), answer.data(), answer.size(), 0,
-                   reinterpret_cast<sockaddr*>(&peer), length) > 0);
-  epoll_event event{};
-  REQUIRE(::epoll_wait(stand.epoll.get(), &event, 1, 10'000) == 1);
-  stand.engine.upstream().on_udp(static_cast<std::uint32_t>(event.data.u64), event.events, 2);
+  answer(stand, server);
   REQUIRE(stand.outlet.sent == 1);
   REQUIRE(stand.host.upstreams.empty());
 
@@ -154,4 +179,65 @@ TEST_CASE("what is to be reported is told before the servers change that it spea
   for (int i = 1; i < 40; ++i) others.push_back("127.0.0." + std::to_string(i));
   stand.engine.reconfigure(asking(others));
   CHECK(stand.host.upstreams == std::vector{endpoint});
+}
+
+TEST_CASE("the word of a decider counts for the state of the attachment that it was asked in") {
+  const auto word = allowing({sdk::Address::parse("198.51.100.1")});
+  Stand stand;
+  stand.decide_on(1, 1);
+  stand.ask(1, "www.example");
+  REQUIRE(stand.host.asked.size() == 1);
+  const auto first = stand.host.asked[0];
+  stand.decide_on(1, 2);
+  std::uint64_t second = 0;
+  SUBCASE("asked anew when it comes") {
+    stand.engine.decided(first, word);
+    REQUIRE(stand.host.asked.size() == 2);
+    second = stand.host.asked[1];
+    stand.ask(1, "www.example");
+  }
+  SUBCASE("asked anew when none comes") {
+    stand.engine.decided(first, nullptr);
+    REQUIRE(stand.host.asked.size() == 2);
+    second = stand.host.asked[1];
+    stand.ask(1, "www.example");
+  }
+  SUBCASE("not waited for by a question that comes later") {
+    stand.ask(1, "www.example");
+    REQUIRE(stand.host.asked.size() == 2);
+    second = stand.host.asked[1];
+    stand.engine.decided(first, word);
+  }
+  CHECK(stand.host.asked.size() == 2);
+  CHECK(stand.host.learned == 0);
+  CHECK(stand.outlet.sent == 0);
+  stand.engine.decided(second, word);
+  CHECK(stand.host.learned == 2);
+  CHECK(stand.outlet.sent == 2);
+  stand.ask(1, "www.example");
+  CHECK(stand.host.asked.size() == 2);
+  CHECK(stand.outlet.sent == 3);
+}
+
+TEST_CASE("nor does it open what the upstream answers after that") {
+  const Fd server(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  Stand stand({bound(server)});
+  stand.decide_on(1, 1);
+  stand.ask(1, "www.example");
+  REQUIRE(stand.host.asked.size() == 1);
+  stand.engine.decided(stand.host.asked[0], allowing({}));
+  SUBCASE("the same state") {
+    answer(stand, server);
+    CHECK(stand.host.asked.size() == 1);
+  }
+  SUBCASE("another") {
+    stand.decide_on(1, 2);
+    answer(stand, server);
+    REQUIRE(stand.host.asked.size() == 2);
+    CHECK(stand.host.learned == 0);
+    CHECK(stand.outlet.sent == 0);
+    stand.engine.decided(stand.host.asked[1], allowing({}));
+  }
+  CHECK(stand.host.learned == 1);
+  CHECK(stand.outlet.sent == 1);
 }

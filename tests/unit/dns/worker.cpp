@@ -616,6 +616,32 @@ TEST_CASE("a decider: asked where no rule speaks; its word counts for as long as
   }
 }
 
+TEST_CASE("a decider's word ends when the wire may name another, though the mode stays") {
+  Lab lab([](auto& host) { host.set_decider(true); });
+  lab.upstream.add("www.example", type::a, 300, v4("198.51.100.1"));
+  lab.upstream.add("ruled.example", type::a, 300, v4("198.51.100.2"));
+  lab.attach(1, {allow("ruled.example")});
+  Guest guest(lab, 1);
+  guest.send("www.example", type::a);
+  REQUIRE(lab.host.wait_until([&] { return lab.host.asked().size() == 1; }));
+  lab.host.decided(lab.host.asked().at(0).query.id,
+                   {.action = sdk::Decision::Action::allow, .ttl = 3600s});
+  CHECK(guest.receive().answers.size() == 1);
+  CHECK(guest.ask("ruled.example", type::a).answers.size() == 1);
+  CHECK(lab.host.asked().size() == 1);
+  const auto learned = lab.learned(1).size();
+
+  lab.host.change_attachment(
+      {.id = {1}, .mode = sdk::Mode::allowlist, .target = sdk::InterfaceTarget{"tap1", 7}});
+  CHECK(guest.ask("ruled.example", type::a).answers.size() == 1);
+  CHECK(lab.learned(1).size() == learned + 1);  // nor is what was opened taken to be open still
+  guest.send("www.example", type::a);
+  REQUIRE(lab.host.wait_until([&] { return lab.host.asked().size() == 2; }));
+  CHECK(lab.learned(1).size() == learned + 1);
+  lab.host.decided(lab.host.asked().at(1).query.id, {.action = sdk::Decision::Action::deny});
+  CHECK(guest.receive().rcode == 3);
+}
+
 TEST_CASE("budgets: a name too many under a wildcard, and a flood") {
   Lab lab([](auto& host) {
     host.configure("limit.names_per_wildcard", 10);
