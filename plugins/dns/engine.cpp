@@ -63,9 +63,13 @@ void Engine::flush() {
 }
 
 void Engine::reconfigure(SettingsPtr settings) {
+  const bool other_servers = settings->upstream.servers != settings_->upstream.servers;
   settings_ = std::move(settings);
   replies_.flush();  // the reports speak of the former servers
   upstream_.reconfigure(settings_->upstream, now_.monotonic);
+  // What the former ones said, or could not say. Each worker does it when no answer of theirs can
+  // come to it any more, so with the last of them all is gone.
+  if (other_servers) around_.cache.clear();
   replies_.set_denied(settings_->denied);
   release_.reconfigure(settings_);
 }

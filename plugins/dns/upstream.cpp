@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstring>
 #include <system_error>
+#include <utility>
 
 #include "dns/message.hpp"
 #include "dns/upstream_query.hpp"
@@ -77,7 +78,7 @@ Upstream::Upstream(UpstreamSettings settings, int epoll, TimerWheel& timers, Ups
 
 Upstream::~Upstream() = default;
 
-void Upstream::reconfigure(UpstreamSettings settings, std::uint64_t /*now*/) {
+void Upstream::reconfigure(UpstreamSettings settings, std::uint64_t now) {
   settings_ = std::move(settings);
   for (auto& server : servers_) server.enabled = false;
   for (const auto& endpoint : settings_.servers) {
@@ -90,6 +91,12 @@ void Upstream::reconfigure(UpstreamSettings settings, std::uint64_t /*now*/) {
     servers_.back().endpoint = endpoint;
     servers_.back().text = endpoint.text();
   }
+  for (std::uint32_t i = 0; i < exchanges_.size(); ++i)
+    if (at(i).live && !servers_[at(i).server].enabled) start_try(i, now);
+  for (auto& server : servers_)
+    if (!server.enabled)
+      for (auto& place : server.sockets)
+        if (place != kNone) retire(std::exchange(place, kNone));
 }
 
 std::size_t Upstream::enabled_servers() const {

@@ -93,7 +93,8 @@ class Upstream {
   void on_tcp(std::uint32_t index, std::uint32_t events, std::uint64_t now);
   void on_timer(const TimerWheel::Entry& entry, std::uint64_t now);
 
-  // Servers and limits of a new configuration. What is in flight ends as it began.
+  // Servers and limits of a new configuration. What is out at a server that is no longer named is
+  // asked of one that is, in what is left of its time: no answer of the former comes any more.
   void reconfigure(UpstreamSettings settings, std::uint64_t now);
 
   struct Counters {

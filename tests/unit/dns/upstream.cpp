@@ -168,6 +168,54 @@ TEST_CASE("a dead upstream: the next one answers; all dead: SERVFAIL, and that i
   }
 }
 
+TEST_CASE("after a change of servers nothing is told that a former one has said") {
+  ScriptedUpstream second;
+  second.add("www.example", type::a, 300, v4("198.51.100.2"));
+  Lab lab;
+  lab.attach(1, {allow("www.example")});
+  Guest guest(lab, 1);
+  const auto change = [&] {
+    lab.host.configure("upstreams", std::vector<std::string>{second.endpoint()});
+    REQUIRE(lab.host.reconfigure());
+    CHECK(Guest(lab, 1).ask("denied.test", type::a).rcode == 3);  // the worker has taken it
+  };
+  SUBCASE("an answer") {
+    lab.upstream.add("www.example", type::a, 300, v4("198.51.100.1"));
+    CHECK(guest.ask("www.example", type::a).answers.at(0).ends_with("c6336401"));
+    change();
+    guest.send("www.example", type::a);
+  }
+  SUBCASE("a failure") {
+    lab.upstream.handle(
+        [](const Seen& seen) { return std::vector<Packet>{reply_to(seen.packet, 0x8182).done()}; });
+    CHECK(guest.ask("www.example", type::a).rcode == 2);
+    change();
+    guest.send("www.example", type::a);
+  }
+  SUBCASE("an answer that was under way") {
+    lab.upstream.handle([](const Seen&) { return std::vector<Packet>{}; });
+    guest.send("www.example", type::a);
+    REQUIRE(lab.upstream.wait_for(1));
+    change();
+    lab.upstream.send_late(reply_to(lab.upstream.seen().at(0).packet)
+                               .answer("www.example", type::a, 300, v4("198.51.100.1"))
+                               .done());
+  }
+  SUBCASE("nor one by TCP") {
+    lab.upstream.handle([](const Seen& seen) {
+      std::vector<Packet> said;
+      if (!seen.by_tcp) said = {reply_to(seen.packet, 0x8380).done()};
+      return said;
+    });
+    guest.send("www.example", type::a);
+    REQUIRE(lab.upstream.wait_for(2));
+    change();
+  }
+  CHECK(guest.receive().answers.at(0).ends_with("c6336402"));
+  CHECK(guest.ask("www.example", type::a).answers.at(0).ends_with("c6336402"));
+  CHECK(second.count() == 1);
+}
+
 TEST_CASE("a truncated answer whose server takes no TCP fails, and opens nothing of what it held") {
   ScriptedUpstream only_udp(false);
   only_udp.handle([](const Seen& seen) {
