@@ -289,11 +289,11 @@ CachedAnswerPtr AnswerCache::store(const Key& key, CachedAnswer answer, Origin o
   return put(shard, of, key, std::move(answer), origin);
 }
 
-CachedAnswerPtr AnswerCache::store_failure(const Key& key, CachedAnswer answer, Origin origin,
-                                           Time now) {
+CachedAnswerPtr AnswerCache::store_failure(const Key& key, Failure why, CachedAnswer answer,
+                                           Origin origin, Time now) {
   answer.id = next_id_.fetch_add(1, std::memory_order_relaxed);
   answer.kind = CachedAnswer::Kind::failure;
-  answer.failures = 1;
+  answer.failures = 0;
   answer.stored = now;
   const std::uint64_t of = hash(key);
   Shard& shard = shard_of(of);
@@ -303,9 +303,10 @@ CachedAnswerPtr AnswerCache::store_failure(const Key& key, CachedAnswer answer, 
     if (former.expires > now) return entry->answer;
     if (former.kind == CachedAnswer::Kind::failure &&
         now < former.expires + settings_.longest_failure)
-      answer.failures = former.failures + 1;
+      answer.failures = former.failures;
   }
-  const unsigned doublings = std::min(answer.failures - 1, 16u);
+  if (why == Failure::answer) ++answer.failures;
+  const unsigned doublings = why == Failure::answer ? std::min(answer.failures - 1, 16u) : 0;
   answer.expires = now + std::min(settings_.first_failure * (std::int64_t{1} << doublings),
                                   settings_.longest_failure);
   return put(shard, of, key, std::move(answer), origin);

@@ -71,7 +71,7 @@ struct CachedAnswer {
 
   std::uint64_t id = 0;  // by the cache: names this answer for as long as the process lives
   Kind kind = Kind::positive;
-  std::uint32_t failures = 0;     // failure: how many in a row
+  std::uint32_t failures = 0;     // failure: how many useless answers in a row
   sdk::Time stored{}, expires{};  // by the cache
   // The response as it is patched for each client; may be empty for a failure.
   std::vector<std::uint8_t> message;
@@ -90,7 +90,8 @@ class AnswerCache {
     double trial_share = 0.25;     // of `bytes`: for what only wildcards allow
     std::chrono::seconds longest_positive{86400};
     std::chrono::seconds longest_negative{3600};  // RFC 2308 section 5 advises one to three hours
-    // RFC 9520 section 3.2: at least a second, doubling, never over five minutes.
+    // RFC 9520 section 3.2: at least a second, doubling, never over five minutes. What was not
+    // answered at all is kept for the first of them.
     std::chrono::seconds first_failure{5};
     std::chrono::seconds longest_failure{300};
   };
@@ -123,9 +124,15 @@ class AnswerCache {
   CachedAnswerPtr store(const Key& key, CachedAnswer answer, Origin origin,
                         std::chrono::seconds ttl, sdk::Time now);
 
-  // [any] Keeps a failure; each one in a row is kept twice as long as the one before. A valid
-  // answer that is there stays and is given back: an upstream that is down ends nothing early.
-  CachedAnswerPtr store_failure(const Key& key, CachedAnswer answer, Origin origin, sdk::Time now);
+  enum class Failure : std::uint8_t {
+    answer,  // there was an answer, and it is useless: that says something about the name
+    silence  // none came: that says nothing, and the names asked for meanwhile must not outlast it
+  };
+  // [any] Keeps a failure; a useless answer is kept twice as long as the one before in a row. A
+  // valid answer that is there stays and is given back: an upstream that is down ends nothing
+  // early.
+  CachedAnswerPtr store_failure(const Key& key, Failure why, CachedAnswer answer, Origin origin,
+                                sdk::Time now);
 
   // [any]
   void erase(const Key& key);

@@ -27,6 +27,7 @@ bool is_meta(std::uint16_t type) {
 std::string_view says(UpstreamFailure why) {
   switch (why) {
     case UpstreamFailure::timed_out:
+    case UpstreamFailure::cut_short:
       return "no upstream answered in time";
     case UpstreamFailure::refused:
       return "no upstream can be reached";
@@ -324,9 +325,18 @@ void Engine::ask_upstream(Asked& asked, const Ruling& ruling, const UpstreamQues
 }
 
 void Engine::upstream_failed(std::uint32_t token, UpstreamFailure why) {
-  settle_failed(
-      token, why == UpstreamFailure::timed_out ? ede::no_reachable_authority : ede::network_error,
-      says(why), {});
+  switch (why) {
+    case UpstreamFailure::cut_short:
+      return fail_line(token, ede::no_reachable_authority, says(why), {});
+    case UpstreamFailure::timed_out:
+      return settle_failed(token, AnswerCache::Failure::silence, ede::no_reachable_authority,
+                           says(why), {});
+    case UpstreamFailure::refused:
+    case UpstreamFailure::overloaded:
+      return settle_failed(token, AnswerCache::Failure::silence, ede::network_error, says(why), {});
+    case UpstreamFailure::garbled:
+      return settle_failed(token, AnswerCache::Failure::answer, ede::network_error, says(why), {});
+  }
 }
 
 void Engine::upstream_answered(std::uint32_t token, std::span<const std::uint8_t> message,
@@ -335,7 +345,9 @@ void Engine::upstream_answered(std::uint32_t token, std::span<const std::uint8_t
   auto kept = trimmer_.keep(
       message, out.dnssec_ok,
       {.most_ttl = settings_->most_ttl, .most_negative_ttl = settings_->most_negative_ttl});
-  if (!kept) return settle_failed(token, ede::invalid_data, kept.error(), server);
+  if (!kept)
+    return settle_failed(token, AnswerCache::Failure::answer, ede::invalid_data, kept.error(),
+                         server);
   const auto answer = around_.cache.store(out.cache_key(), std::move(kept->answer), out.origin,
                                           seconds(kept->ttl), now_.boot);
   settle(token, *answer, server);
@@ -353,15 +365,20 @@ void Engine::settle(std::uint32_t token, const CachedAnswer& answer, std::string
   });
 }
 
-void Engine::settle_failed(std::uint32_t token, std::uint16_t extended, std::string_view why,
-                           std::string_view server) {
+void Engine::settle_failed(std::uint32_t token, AnswerCache::Failure kind, std::uint16_t extended,
+                           std::string_view why, std::string_view server) {
   const auto& out = in_flight_.at(token);
   CachedAnswer failure;
   failure.kind = CachedAnswer::Kind::failure;
   // A good answer that is still valid outlives the failure of asking again.
   const auto kept =
-      around_.cache.store_failure(out.cache_key(), std::move(failure), out.origin, now_.boot);
+      around_.cache.store_failure(out.cache_key(), kind, std::move(failure), out.origin, now_.boot);
   if (kept && kept->kind != CachedAnswer::Kind::failure) return settle(token, *kept, server);
+  fail_line(token, extended, why, server);
+}
+
+void Engine::fail_line(std::uint32_t token, std::uint16_t extended, std::string_view why,
+                       std::string_view server) {
   const auto [line, asked_at] = in_flight_.end(token);
   const std::uint64_t took = now_.monotonic - asked_at;
   serve(line, [&](Asked& asked, AttachmentBudget::Place) {

@@ -106,8 +106,11 @@ class Engine final : private UpstreamOwner {
                          std::string_view server) override;
   void upstream_failed(std::uint32_t token, UpstreamFailure why) override;
   void settle(std::uint32_t token, const CachedAnswer& answer, std::string_view server);
-  void settle_failed(std::uint32_t token, std::uint16_t extended, std::string_view why,
-                     std::string_view server);
+  // Remembers the failure, too.
+  void settle_failed(std::uint32_t token, AnswerCache::Failure kind, std::uint16_t extended,
+                     std::string_view why, std::string_view server);
+  void fail_line(std::uint32_t token, std::uint16_t extended, std::string_view why,
+                 std::string_view server);
 
   void wait(Line& line, Asked& asked, AttachmentBudget::Place place);
   // Calls `each(asked, place)` for all in the line that are still known, and ends it.

@@ -130,6 +130,7 @@ bool Upstream::ask(std::uint32_t token, std::span<const std::uint8_t> query,
   exchange.live = true;
   exchange.by_tcp = exchange.queued = exchange.on_stream = false;
   exchange.generation = ++generation_;
+  exchange.cut_short = last < now + settings_.deadline;
   exchange.ends_at = std::min(now + settings_.deadline, last);
   std::memcpy(exchange.query.data(), query.data(), query.size());
   start_try(index, now);
@@ -215,7 +216,7 @@ void Upstream::release(std::uint32_t index) {
 }
 
 void Upstream::fail(std::uint32_t index, UpstreamFailure why) {
-  if (why == UpstreamFailure::timed_out)
+  if (why == UpstreamFailure::timed_out || why == UpstreamFailure::cut_short)
     ++counters_.timed_out;
   else
     ++counters_.failed;
@@ -240,6 +241,8 @@ void Upstream::on_timer(const TimerWheel::Entry& entry, std::uint64_t now) {
   auto& exchange = at(entry.index);
   if (!exchange.live || entry.generation != (exchange.generation << 8 | (exchange.tries & 0xff)))
     return;
+  if (exchange.cut_short && now >= exchange.ends_at)
+    return fail(entry.index, UpstreamFailure::cut_short);
   const std::uint32_t index = exchange.server;
   auto& server = servers_[index];
   // One that answers others is alive; this name is slow.

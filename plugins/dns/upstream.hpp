@@ -59,7 +59,13 @@ struct UpstreamSettings {
   std::uint32_t in_flight = 8192;           // questions at once; more fail at once
 };
 
-enum class UpstreamFailure : std::uint8_t { timed_out, refused, overloaded, garbled };
+enum class UpstreamFailure : std::uint8_t {
+  timed_out,
+  cut_short,  // by its `last`, before the deadline: says nothing of the name or the server
+  refused,
+  overloaded,
+  garbled
+};
 
 class UpstreamOwner {
  public:
@@ -119,6 +125,7 @@ class Upstream {
     std::uint16_t length = 0, question_length = 0;
     std::uint16_t tries = 0;
     bool live = false, by_tcp = false, queued = false;
+    bool cut_short = false;  // it ends before the deadline
     bool on_stream = false;  // its id is known to the stream of its server
     std::uint64_t generation = 0;
     std::uint64_t ends_at = 0, sent_at = 0;

@@ -17,6 +17,7 @@ namespace {
 
 constexpr AttachmentId kOne{1}, kTwo{2};
 constexpr AnswerCache::Origin kByRule{.attachment = kOne, .by_wildcard = false};
+constexpr auto kUseless = AnswerCache::Failure::answer, kSilence = AnswerCache::Failure::silence;
 
 Time at(std::int64_t s) {
   return Time(seconds(s));
@@ -110,32 +111,50 @@ TEST_CASE("TTLs are cut to what is sane, and nothing is kept for no time") {
   CHECK(cache.store({a}, answer(), kByRule, seconds(-5), at(5))->expires == at(5));
 }
 
-TEST_CASE("failures are kept for 5 s, twice as long each time, and never over five minutes") {
+TEST_CASE("useless answers are kept for 5 s, twice as long each time, never over five minutes") {
   AnswerCache cache;
   const Name a = name("a.org");
   std::int64_t now = 1000;
   for (const std::int64_t lasts : {5, 10, 20, 40, 80, 160, 300, 300, 300}) {
-    const auto failure = cache.store_failure({a}, {}, kByRule, at(now));
+    const auto failure = cache.store_failure({a}, kUseless, {}, kByRule, at(now));
     CHECK(failure->kind == CachedAnswer::Kind::failure);
     CHECK(failure->expires == at(now + lasts));
     // A second worker that failed at the same time does not count twice.
-    CHECK(cache.store_failure({a}, {}, kByRule, at(now + 1)) == failure);
+    CHECK(cache.store_failure({a}, kUseless, {}, kByRule, at(now + 1)) == failure);
     CHECK(cache.find({a}, kTwo, at(now + lasts - 1)) == failure);
     CHECK(cache.find({a}, kTwo, at(now + lasts)) == nullptr);
     now += lasts;
   }
   // Long ago is not in a row.
-  CHECK(cache.store_failure({a}, {}, kByRule, at(now + 301))->failures == 1);
+  CHECK(cache.store_failure({a}, kUseless, {}, kByRule, at(now + 301))->failures == 1);
   // A success ends the row.
   cache.store({a}, answer(), kByRule, seconds(10), at(now + 310));
-  CHECK(cache.store_failure({a}, {}, kByRule, at(now + 320))->failures == 1);
+  CHECK(cache.store_failure({a}, kUseless, {}, kByRule, at(now + 320))->failures == 1);
+}
+
+TEST_CASE("that nobody answered is kept for 5 s each time, and counts for nothing") {
+  AnswerCache cache;
+  const Name a = name("a.org");
+  std::int64_t now = 1000;
+  const auto lasts = [&](AnswerCache::Failure why) {
+    const auto failure = cache.store_failure({a}, why, {}, kByRule, at(now));
+    CHECK(cache.find({a}, kTwo, failure->expires - seconds(1)) == failure);
+    const auto duration = failure->expires - at(now);
+    now += duration / seconds(1);
+    return duration / seconds(1);
+  };
+  for (int i = 0; i < 5; ++i) CHECK(lasts(kSilence) == 5);
+  CHECK(lasts(kUseless) == 5);
+  CHECK(lasts(kUseless) == 10);
+  CHECK(lasts(kSilence) == 5);
+  CHECK(lasts(kUseless) == 20);
 }
 
 TEST_CASE("a failure does not end a valid answer early") {
   AnswerCache cache;
   const Name a = name("a.org");
   const auto good = cache.store({a}, answer(), kByRule, seconds(60), at(0));
-  CHECK(cache.store_failure({a}, {}, kByRule, at(10)) == good);
+  CHECK(cache.store_failure({a}, kUseless, {}, kByRule, at(10)) == good);
   CHECK(cache.find({a}, kOne, at(11)) == good);
 }
 
@@ -289,7 +308,8 @@ TEST_CASE("many threads store, find, promote, erase and forget") {
             cache.erase({one});
             break;
           case 1:
-            cache.store_failure({one}, answer(size), {id, random() % 2 == 0}, now);
+            cache.store_failure({one}, random() % 2 == 0 ? kUseless : kSilence, answer(size),
+                                {id, random() % 2 == 0}, now);
             break;
           case 2:
             if (random() % 50 == 0) cache.forget(id);

@@ -84,6 +84,14 @@ struct Stand {
     engine.set_tenant(
         {.attachment = attachment, .mode = sdk::Mode::allowlist, .pushes = {.stamp = stamp}});
   }
+  // The decider takes its time, whatever that is.
+  void advance_to(std::uint64_t milliseconds) {
+    const auto now = milliseconds * 1'000'000;
+    engine.set_time(now, now);
+    timers.run(now, [&](const TimerWheel::Entry& entry) {
+      if (entry.kind != static_cast<std::uint32_t>(TimerKind::decision)) engine.on_timer(entry);
+    });
+  }
   // What is answered as upstreams answer, and opens nothing.
   void know(std::uint64_t attachment) {
     engine.set_tenant({.attachment = attachment, .mode = sdk::Mode::denylist});
@@ -131,6 +139,14 @@ void answer(Stand& stand, const Fd& server) {
   epoll_event event{};
   REQUIRE(::epoll_wait(stand.epoll.get(), &event, 1, 10'000) == 1);
   stand.engine.upstream().on_udp(static_cast<std::uint32_t>(event.data.u64), event.events, 2);
+}
+
+// How many questions lie there, and takes them away.
+int received(const Fd& server) {
+  std::array<std::uint8_t, 512> question;
+  int count = 0;
+  while (::recv(server.get(), question.data(), question.size(), MSG_DONTWAIT) > 0) ++count;
+  return count;
 }
 
 DecisionPtr allowing(std::vector<sdk::Address> addresses) {
@@ -240,4 +256,28 @@ TEST_CASE("nor does it open what the upstream answers after that") {
   }
   CHECK(stand.host.learned == 1);
   CHECK(stand.outlet.sent == 1);
+}
+
+TEST_CASE("that the time of who asked ran out says nothing of the name, nor of the server") {
+  const Fd server(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)),
+      next(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  Stand stand({bound(server), bound(next)});
+  stand.decide_on(1, 1);
+  const auto ask = [&](int number) { stand.ask(1, "n" + std::to_string(number) + ".example"); };
+  const int many = 5;  // more than a server may leave without an answer
+  for (int i = 0; i < many; ++i) ask(i);
+  // Their last word is due 4.8 s after they came.
+  stand.advance_to(4'600);
+  for (const auto id : std::vector(stand.host.asked)) stand.engine.decided(id, allowing({}));
+  stand.engine.flush();
+  CHECK(received(server) == many);
+  CHECK(stand.outlet.sent == 0);
+  stand.advance_to(4'810);
+  CHECK(stand.outlet.sent == many);
+
+  for (int i = 0; i < many; ++i) ask(i);
+  stand.engine.flush();
+  CHECK(stand.outlet.sent == many);
+  CHECK(received(server) == many);
+  CHECK(received(next) == 0);
 }

@@ -165,6 +165,25 @@ TEST_CASE("a dead upstream: the next one answers; all dead: SERVFAIL, and that i
     CHECK(asked >= 2);  // tried again
     CHECK(guest.ask("www.example", type::a).rcode == 2);
     CHECK(lab.upstream.count() == asked);
+    // For no longer than five seconds, however often it is asked for.
+    for (int i = 0; i < 3; ++i) {
+      lab.host.advance(6s);
+      const auto before = lab.upstream.count();
+      CHECK(guest.ask("www.example", type::a).rcode == 2);
+      CHECK(lab.upstream.count() > before);
+    }
+  }
+  SUBCASE("all that answer, with nothing of use: longer each time") {
+    Lab lab;
+    lab.upstream.handle(
+        [](const Seen& seen) { return std::vector<Packet>{reply_to(seen.packet, 0x8182).done()}; });
+    lab.attach(1, {allow("*.example")});
+    Guest guest(lab, 1);
+    for (const std::size_t asked : {1, 2, 2, 3}) {
+      CHECK(guest.ask("www.example", type::a).rcode == 2);
+      CHECK(lab.upstream.count() == asked);
+      lab.host.advance(6s);
+    }
   }
 }
 
