@@ -7,15 +7,18 @@
 
 #include "kernel.h"
 
+/* `key` as sluice_opens_flow() filled it. */
 static __always_inline void sluice_note_inbound_flow(struct sluice_slot* slot,
-                                                     const struct sluice_flow_key* key,
-                                                     __u32 ifindex) {
+                                                     struct sluice_flow_key* key, __u32 ifindex) {
   struct sluice_flow fresh = {
       .last_seen = sluice_now(), .origin = SLUICE_FLOW_INBOUND, .ifindex = ifindex};
   __u32 bit = sluice_inbound_bit(key->protocol, key->workload_port_be);
   __u64* bits = &slot->inbound[bit / 64 & (SLUICE_INBOUND_BITS / 64 - 1)];
   __u64 mask = 1ull << (bit & 63);
   if (!(*bits & mask)) __sync_fetch_and_or(bits, mask);
+  bpf_map_update_elem(&flows, key, &fresh, BPF_ANY);
+  if (!ifindex) return;
+  sluice_put_way(key, 0);
   bpf_map_update_elem(&flows, key, &fresh, BPF_ANY);
 }
 
@@ -67,14 +70,30 @@ static __always_inline struct sluice_flow* sluice_inbound_flow_at(
   return sluice_flow_at(key);
 }
 
-/* Did this flow move lately? Then it is refreshed. */
+/* Did this flow move lately? Then it is refreshed: 2 says that it was written, now and then. */
 static __always_inline int sluice_refresh(__u64* last_seen, __u64 idle) {
   __u64 last = *last_seen;
   if (sluice_now_roughly() <= last + SLUICE_FRESH) return 1;
   __u64 now = sluice_now();
   if (now - last > idle) return 0;
   *last_seen = now;
-  return 1;
+  return 2;
+}
+
+/* The flow from outside with this key, with and without its way, which is fresh; else null. */
+static __always_inline struct sluice_flow* sluice_fresh_inbound_flow(const struct sluice_slot* slot,
+                                                                     struct sluice_flow_key* key,
+                                                                     __u32 ifindex, __u64 idle) {
+  sluice_put_way(key, ifindex);
+  struct sluice_flow* flow = sluice_inbound_flow_at(slot, key);
+  int fresh = flow ? sluice_refresh(&flow->last_seen, idle) : 0;
+  if (fresh == 2 && ifindex) {
+    sluice_put_way(key, 0);
+    struct sluice_flow* any = sluice_flow_at(key);
+    if (any) any->last_seen = flow->last_seen;
+    sluice_put_way(key, ifindex);
+  }
+  return fresh ? flow : 0;
 }
 
 /*
@@ -89,9 +108,12 @@ static __always_inline void sluice_note_outbound(const struct sluice_slot* slot,
   if (facts->protocol == SLUICE_IPPROTO_TCP || !(facts->flags & SLUICE_FACT_PORTS) ||
       !(sluice_word_flags(word) & SLUICE_FLAG_REPLIES))
     return;
-  if (!sluice_flow_key_of(slot, facts, 1, &key) || sluice_was_just_noted(&key)) return;
-  struct sluice_flow* flow = sluice_inbound_flow_at(slot, &key);
-  if (!flow || !sluice_refresh(&flow->last_seen, SLUICE_FLOW_UDP_IDLE)) {
+  if (!sluice_flow_key_of(slot, facts, 1, &key)) return;
+  sluice_put_way(&key, facts->ifindex);
+  if (sluice_was_just_noted(&key)) return;
+  if (!sluice_fresh_inbound_flow(slot, &key, facts->ifindex, SLUICE_FLOW_UDP_IDLE)) {
+    /* Whatever way it leaves by, and its answer comes by, it is the workload's own. */
+    sluice_put_way(&key, 0);
     __u64* own = bpf_map_lookup_elem(&own_flows, &key);
     if (!own) {
       __u64 now = sluice_now();
@@ -99,6 +121,7 @@ static __always_inline void sluice_note_outbound(const struct sluice_slot* slot,
     } else if (sluice_now_roughly() > *own + SLUICE_FRESH) {
       *own = sluice_now();
     }
+    sluice_put_way(&key, facts->ifindex);
   }
   sluice_remember_noted(&key);
 }
@@ -114,13 +137,20 @@ static __always_inline int sluice_opens_flow(const struct sluice_slot* slot,
       (facts->tcp_flags & (SLUICE_TCP_SYN | SLUICE_TCP_ACK)) != SLUICE_TCP_SYN)
     return 0;
   if (!sluice_flow_key_of(slot, facts, 0, key)) return 0;
+  sluice_put_way(key, facts->ifindex);
   if (facts->protocol == SLUICE_IPPROTO_TCP) return 1;
   __u64 idle = sluice_flow_idle(facts->protocol);
-  struct sluice_flow* flow = sluice_inbound_flow_at(slot, key);
-  /* By another way than before, it is noted anew. Of origin outbound are only those of an earlier
-   * release, which noted both in one map. */
-  if (flow && sluice_refresh(&flow->last_seen, idle))
-    return flow->origin == SLUICE_FLOW_INBOUND && flow->ifindex != facts->ifindex;
+  struct sluice_flow* flow = sluice_fresh_inbound_flow(slot, key, facts->ifindex, idle);
+  /* Of origin outbound are only those of an earlier release, which noted both in one map. */
+  if (flow) return flow->origin == SLUICE_FLOW_INBOUND && flow->ifindex != facts->ifindex;
+  sluice_put_way(key, 0);
   __u64* own = bpf_map_lookup_elem(&own_flows, key);
-  return !own || !sluice_refresh(own, idle);
+  if (own && sluice_refresh(own, idle)) return 0;
+  if (facts->ifindex) {
+    flow = sluice_inbound_flow_at(slot, key);
+    if (flow && flow->origin == SLUICE_FLOW_OUTBOUND && sluice_refresh(&flow->last_seen, idle))
+      return 0;
+    sluice_put_way(key, facts->ifindex);
+  }
+  return 1;
 }

@@ -296,7 +296,10 @@ struct sluice_port_set {
 struct sluice_flow_key {
   __u32 scope;
   __u8 protocol;
-  __u8 reserved[3];
+  /* Cgroups, of what came in: the device, its lower 24 bits, so that what comes by another is
+   * another flow and takes nothing from this one; and once more with 0, for those who do not see
+   * the device. Interfaces: 1 is a neighbour. Else 0. */
+  __u8 way[3];
   __u8 workload[16];
   __u8 remote[16];
   __u16 workload_port_be; /* ICMP echo: the identifier, in both; ND: 0 */

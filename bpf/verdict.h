@@ -91,6 +91,12 @@ static __always_inline int sluice_flow_key_of(const struct sluice_slot* slot,
   return 1;
 }
 
+static __always_inline void sluice_put_way(struct sluice_flow_key* key, __u32 ifindex) {
+  key->way[0] = (__u8)ifindex;
+  key->way[1] = (__u8)(ifindex >> 8);
+  key->way[2] = (__u8)(ifindex >> 16);
+}
+
 /* A neighbour is remembered apart from flows: no address of the workload, and a mark of its own, so
  * that an echo reply from address :: with id 0 is not taken for one. */
 static __always_inline void sluice_neighbour_key(const struct sluice_slot* slot,
@@ -99,7 +105,7 @@ static __always_inline void sluice_neighbour_key(const struct sluice_slot* slot,
   __builtin_memset(key, 0, sizeof(*key));
   key->scope = slot->scope;
   key->protocol = SLUICE_IPPROTO_ICMPV6;
-  key->reserved[0] = 1;
+  key->way[0] = 1;
   sluice_copy16(key->remote, neighbour);
 }
 
@@ -261,7 +267,7 @@ static __always_inline __u32 sluice_judge_learned(const struct sluice_slot* slot
 /*
  * Of a cgroup, whose packets are met where they are received: a reply leaves by the device that the
  * flow came in by, so nothing is opened by a packet that bears a foreign source and came by
- * loopback or from a workload on the host. Flows of an earlier release have no device; what came by
+ * loopback or from a workload on the host. Flows of an early release have no device; what came by
  * TCP goes on, since its replies open nothing.
  */
 static __always_inline int sluice_leaves_as_it_came(const struct sluice_flow* flow,
@@ -283,7 +289,12 @@ static __always_inline __u32 sluice_judge_reply(const struct sluice_slot* slot,
   __u32 bit = sluice_inbound_bit(key.protocol, key.workload_port_be);
   if (!(slot->inbound[bit / 64 & (SLUICE_INBOUND_BITS / 64 - 1)] >> (bit & 63) & 1))
     return SLUICE_OK;
+  sluice_put_way(&key, facts->ifindex);
   struct sluice_flow* flow = sluice_flow_at(&key);
+  if (!flow && facts->ifindex) { /* an earlier release's, whose keys have no way */
+    sluice_put_way(&key, 0);
+    flow = sluice_flow_at(&key);
+  }
   if (!flow || flow->origin != SLUICE_FLOW_INBOUND || !sluice_leaves_as_it_came(flow, facts))
     return SLUICE_OK;
   __u64 last = flow->last_seen;
@@ -291,6 +302,11 @@ static __always_inline __u32 sluice_judge_reply(const struct sluice_slot* slot,
     __u64 now = sluice_now();
     if (now - last > sluice_flow_idle(facts->protocol)) return SLUICE_OK;
     flow->last_seen = now;
+    if (facts->ifindex) {
+      sluice_put_way(&key, 0);
+      flow = sluice_flow_at(&key);
+      if (flow) flow->last_seen = now;
+    }
   }
   return SLUICE_REASON_ALLOW_REPLY;
 }

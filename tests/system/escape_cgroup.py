@@ -418,6 +418,41 @@ def test_a_forged_question_opens_nothing(place, workload, sibling, protocol, fam
             assert not arrived, answers
 
 
+@pytest.mark.parametrize("forger", ["loopback", "sibling"])
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_forged_question_takes_nothing_from_a_real_one(place, workload, sibling, protocol, family, forger):
+    """It comes by another device, with the source and ports of a client that is being served: he is answered as before."""
+    here, there, port = (SOURCE4, DENIED4, 7200) if family == 4 else (SOURCE6, DENIED6, 7200)
+
+    def forge(their_port):
+        packet = forged(protocol, there, here, their_port, port)
+        if forger == "loopback":
+            forge_by(place.host, "lo", bytes(6), packet)
+        else:
+            forge_by(sibling, "g2", place.host.mac("h2"), packet)
+        place.flush_host()
+
+    with a_server(place, workload, protocol, family, here, port) as (server, reply):
+        if protocol == "tcp":
+            with place.internet.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_STREAM) as client:
+                client.bind((there, 0))
+                client.settimeout(10)
+                client.connect((here, port))
+                assert server.do("accept", 0, 2).startswith("ok")
+                for _ in range(2):
+                    assert server.do("send", 2, b"answer".hex()) == "ok 6"
+                    assert client.recv(100) == b"answer"
+                    forge(client.getsockname()[1])
+            return
+        send_from_outside(place, forged(protocol, there, here, 7002, port))
+        assert server.do("recv", 0, 5000).startswith("ok")
+        for _ in range(2):
+            assert place.arrives(lambda mark: reply(mark, there, 7002))[0]
+            forge(7002)
+            assert server.do("recv", 0, 5000).startswith("ok"), "the server is given it"
+
+
 # ---- sockets opened before the process joined -----------------------------------------------------------------------------
 
 BEFORE = {

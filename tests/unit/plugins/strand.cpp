@@ -25,9 +25,8 @@ class Diary {
   }
   bool reaches(std::size_t count) {
     std::unique_lock lock(mutex_);
-    for (int patience = 0; patience < 600 && words_.size() < count; ++patience)
-      changed_.wait_until(lock, std::chrono::system_clock::now() + std::chrono::milliseconds(100));
-    return words_.size() >= count;
+    return changed_.wait_until(lock, std::chrono::system_clock::now() + std::chrono::seconds(60),
+                               [&] { return words_.size() >= count; });
   }
   std::vector<std::string> words() {
     const std::lock_guard lock(mutex_);
