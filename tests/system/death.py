@@ -15,8 +15,8 @@ import pytest
 
 from atomic import all_streams, expect_whole_streams
 from daemon import INTERFACES_CONFIG
-from escape_cgroup import CONFIG as CGROUP_CONFIG
-from escape_cgroup import CgroupLab
+from cgroup_lab import CONFIG as CGROUP_CONFIG
+from cgroup_lab import CgroupLab
 from lab import ALLOWED4, ALLOWED6, ALLOWLIST, DENIED4, DENIED6, GUEST4, Lab
 from machine import PATIENCE, eventually, find_program, rounds
 from traffic import family_of, udp_exchange

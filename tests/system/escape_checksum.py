@@ -13,7 +13,7 @@ import struct
 import pytest
 
 from daemon import INTERFACES_CONFIG
-from escape_cgroup import SOURCE4, SOURCE6, CgroupLab
+from cgroup_lab import SOURCE4, SOURCE6, CgroupLab
 from lab import ALLOWED4, ALLOWED6, DENIED4, GUEST4, GUEST6, PORTED4, PORTED6, Lab
 from packets import PacketSocket, TunDevice, checksum, finish_checksums, raw_ip4, vnet_header
 from workloads import Inhabitant

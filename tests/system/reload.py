@@ -9,7 +9,7 @@ import time
 import pytest
 
 from atomic import all_streams, expect_whole_streams
-from escape_cgroup import CgroupLab
+from cgroup_lab import CgroupLab
 from lab import ALLOWED4, ALLOWED6, DENIED4, DENIED6, Lab
 from machine import eventually, rounds
 from workloads import Inhabitant
