@@ -99,8 +99,8 @@ static __always_inline struct sluice_flow* sluice_fresh_inbound_flow(const struc
 /*
  * A UDP flow that the workload opened is noted once, so that an answer to it, arriving after the
  * policy was tightened, is not taken for a connection from outside. What came in from outside stays
- * so while it moves. At most one of a flow's two notes is ever fresh: each is written only where
- * the other is not.
+ * so while it moves. Of a flow that keeps to one way at most one of the two notes is ever fresh:
+ * each is written only where the other is not.
  */
 static __always_inline void sluice_note_outbound(const struct sluice_slot* slot, __u64 word,
                                                  struct sluice_facts* facts) {

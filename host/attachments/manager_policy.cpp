@@ -190,6 +190,7 @@ void AttachmentManager::rewire_late(BootTime now) {
   if (reloading_) return;  // its rewire() sees to them
   std::map<std::string, std::size_t> rewired;
   for (auto& [id, attachment] : attachments_) {
+    if (attachment->rewire_by.never()) continue;
     if (!is_left_to_rewire(*attachment)) {
       attachment->rewire_by = {};
       continue;

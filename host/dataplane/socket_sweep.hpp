@@ -13,12 +13,6 @@
 
 namespace sluice {
 
-// A socket belongs to the cgroup it was made in. One that a task brings into an attached cgroup
-// from elsewhere is taken by pidfd_getfd, tagged and shut. shutdown() tells its owner, also of
-// unconnected UDP; the tag is for good (bpf/swept.h). A packet socket is stopped by the uplink
-// guard alone: it is reported. Where the tag finds no room, since the owner has filled the socket's
-// option memory, the process is ended.
-//
 // A task that was forked and has not executed may be a manager's child on its way: what closes on
 // execution is its parent's then, and is left alone for a second.
 using WaitingSockets = std::map<std::uint64_t, BootTime>;  // since when, by inode
@@ -26,6 +20,11 @@ using WaitingSockets = std::map<std::uint64_t, BootTime>;  // since when, by ino
 // their numbers or became more each time.
 using Unsettled = std::map<std::uint64_t, WaitingSockets>;
 
+// A socket belongs to the cgroup it was made in. One that a task brings into an attached cgroup
+// from elsewhere is taken by pidfd_getfd, tagged and shut. shutdown() tells its owner, also of
+// unconnected UDP; the tag is for good (bpf/swept.h). A packet socket is stopped by the uplink
+// guard alone: it is reported. Where the tag finds no room, since the owner has filled the socket's
+// option memory, the process is ended.
 struct SocketSweep {
   const Programs* programs = nullptr;
   std::filesystem::path stop_pin;                 // of the program that stops what is tagged

@@ -39,6 +39,17 @@ def a_server(place, workload, protocol, family, here, port):
         yield server, reply
 
 
+@contextlib.contextmanager
+def a_client(place, server, family, there, to):
+    """Connected from outside; the server's end is its socket 2."""
+    with place.internet.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_STREAM) as client:
+        client.bind((there, 0))
+        client.settimeout(10)
+        client.connect(to)
+        assert server.do("accept", 0, 2).startswith("ok")
+        yield client
+
+
 PROTOCOLS = ["udp", "tcp", "echo"]
 
 
@@ -49,11 +60,7 @@ def test_replies_to_inbound_connections_pass(place, workload, protocol, family):
     with a_server(place, workload, protocol, family, here, port) as (server, reply):
         assert not place.arrives(lambda mark: reply(mark, there, 7002))[0], "before, nothing is a reply"
         if protocol == "tcp":
-            with place.internet.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_STREAM) as client:
-                client.bind((there, 0))
-                client.settimeout(10)
-                client.connect((here, port))
-                assert server.do("accept", 0, 2).startswith("ok")
+            with a_client(place, server, family, there, (here, port)) as client:
                 client.sendall(b"question")
                 assert server.do("recv", 2, 5000) == "ok " + b"question".hex()
                 assert server.do("send", 2, b"answer".hex()) == "ok 6"
@@ -100,6 +107,13 @@ def forge_by(namespace, device, mac, packet):
         sender.send(mac + bytes(6) + (b"\x86\xdd" if packet[0] >> 4 == 6 else b"\x08\x00") + packet)
 
 
+def forge_on_the_host(place, sibling, forger, packet):
+    if forger == "loopback":
+        forge_by(place.host, "lo", bytes(6), packet)
+    else:
+        forge_by(sibling, "g2", place.host.mac("h2"), packet)
+
+
 @pytest.fixture(scope="module")
 def sibling(place):
     """Another workload of this host, behind a device of its own, who writes what it likes."""
@@ -122,11 +136,7 @@ def test_a_forged_question_opens_nothing(place, workload, sibling, protocol, fam
             ifindex = place.host.ifindex("uplink") if forger.endswith("ifindex") else 0
             forge_in_own_namespace(place, workload, protocol, foreign, here, (7002, port), ifindex)
         else:
-            packet = forged(protocol, foreign, here, 7002, port)
-            if forger == "loopback":
-                forge_by(place.host, "lo", bytes(6), packet)
-            else:
-                forge_by(sibling, "g2", place.host.mac("h2"), packet)
+            forge_on_the_host(place, sibling, forger, forged(protocol, foreign, here, 7002, port))
             if protocol != "tcp":
                 assert server.do("recv", 0, 5000).startswith("ok"), "the server is given it"
         for _ in range(3):
@@ -142,20 +152,12 @@ def test_a_forged_question_takes_nothing_from_a_real_one(place, workload, siblin
     here, there, port = (SOURCE4, DENIED4, 7200) if family == 4 else (SOURCE6, DENIED6, 7200)
 
     def forge(their_port):
-        packet = forged(protocol, there, here, their_port, port)
-        if forger == "loopback":
-            forge_by(place.host, "lo", bytes(6), packet)
-        else:
-            forge_by(sibling, "g2", place.host.mac("h2"), packet)
+        forge_on_the_host(place, sibling, forger, forged(protocol, there, here, their_port, port))
         place.flush_host()
 
     with a_server(place, workload, protocol, family, here, port) as (server, reply):
         if protocol == "tcp":
-            with place.internet.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_STREAM) as client:
-                client.bind((there, 0))
-                client.settimeout(10)
-                client.connect((here, port))
-                assert server.do("accept", 0, 2).startswith("ok")
+            with a_client(place, server, family, there, (here, port)) as client:
                 for _ in range(2):
                     assert server.do("send", 2, b"answer".hex()) == "ok 6"
                     assert client.recv(100) == b"answer"
