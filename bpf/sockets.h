@@ -98,16 +98,16 @@ int sluice_task_forked(__u64* arguments) {
 
 /*
  * What sluice_list_sockets writes for each INET, INET6 or PACKET socket of a task: this, then the
- * id of the cgroup that the socket belongs to and of each above it (SLUICE_LINEAGE at most), then
- * 0. The lineage is read here, since a cgroup that was removed has no directory any more, and lives
- * on in its sockets with all that are above it.
+ * lineage of the socket, then that of the task. Both are read here, in one moment: a cgroup that
+ * was removed has no directory any more and lives on in its sockets with all that are above it, and
+ * a directory's name may be another cgroup's by now.
  */
-#define SLUICE_LINEAGE 64
 struct sluice_socket_row {
-  __u32 fd;
-  __u16 family;
-  __u16 type;
   __u64 inode;
+  __u32 task; /* its thread group */
+  __u32 fd;
+  __u32 family;
+  __u32 type;
 };
 
 static __always_inline struct cgroup___sluice* sluice_parent_of(struct cgroup___sluice* cgroup) {
@@ -115,24 +115,10 @@ static __always_inline struct cgroup___sluice* sluice_parent_of(struct cgroup___
   return state ? state - bpf_core_field_offset(struct cgroup___sluice, self) : 0;
 }
 
-SEC("iter/task_file")
-int sluice_list_sockets(struct bpf_iter__task_file___sluice* context) {
-  struct file* file = context->file;
-  if (!file) return 0;
-  struct socket___sluice* socket = (void*)bpf_sock_from_file(file);
-  if (!socket) return 0;
-  struct sock___sluice* sk = BPF_CORE_READ(socket, sk);
-  if (!sk) return 0;
-  struct sluice_socket_row row = {
-      .fd = context->fd,
-      .family = BPF_CORE_READ(sk, __sk_common.skc_family),
-      .type = (__u16)BPF_CORE_READ(socket, type),
-      .inode = BPF_CORE_READ((struct file___sluice*)file, f_inode, i_ino),
-  };
-  if (row.family != 2 && row.family != 10 && row.family != 17) return 0;
-  struct seq_file* seq = context->meta->seq;
-  bpf_seq_write(seq, &row, sizeof(row));
-  struct cgroup___sluice* cgroup = BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
+/* The id of a cgroup and of each above it (SLUICE_LINEAGE at most), then 0. */
+#define SLUICE_LINEAGE 64
+static __always_inline void sluice_write_lineage(struct seq_file* seq,
+                                                 struct cgroup___sluice* cgroup) {
   for (int level = 0; level < SLUICE_LINEAGE && cgroup; ++level) {
     __u64 id = BPF_CORE_READ(cgroup, kn, id);
     bpf_seq_write(seq, &id, sizeof(id));
@@ -140,5 +126,28 @@ int sluice_list_sockets(struct bpf_iter__task_file___sluice* context) {
   }
   __u64 end = 0;
   bpf_seq_write(seq, &end, sizeof(end));
+}
+
+SEC("iter/task_file")
+int sluice_list_sockets(struct bpf_iter__task_file___sluice* context) {
+  struct task_struct___sluice* task = context->task;
+  struct file* file = context->file;
+  if (!task || !file) return 0;
+  struct socket___sluice* socket = (void*)bpf_sock_from_file(file);
+  if (!socket) return 0;
+  struct sock___sluice* sk = BPF_CORE_READ(socket, sk);
+  if (!sk) return 0;
+  struct sluice_socket_row row = {
+      .inode = BPF_CORE_READ((struct file___sluice*)file, f_inode, i_ino),
+      .task = BPF_CORE_READ(task, tgid),
+      .fd = context->fd,
+      .family = BPF_CORE_READ(sk, __sk_common.skc_family),
+      .type = (__u16)BPF_CORE_READ(socket, type),
+  };
+  if (row.family != 2 && row.family != 10 && row.family != 17) return 0;
+  struct seq_file* seq = context->meta->seq;
+  bpf_seq_write(seq, &row, sizeof(row));
+  sluice_write_lineage(seq, BPF_CORE_READ(sk, sk_cgrp_data.cgroup));
+  sluice_write_lineage(seq, BPF_CORE_READ(task, cgroups, dfl_cgrp));
   return 0;
 }

@@ -230,11 +230,12 @@ void KernelDataPlane::sever(std::uint32_t index) {
   slots_.set_sever_until(index, boot_now().nanoseconds + 60 * kSecond);
   if (slot.type != SLUICE_TYPE_CGROUP) return;
   SeverRequest request;
+  request.cgroup_id = slot.cgroup_id;
   request.path = live_.at(index).name;
   request.programs = &programs_;
   request.slot = index;
   // The walk reads the policy as it is when it begins.
-  const auto name = fmt::format("sever {} {}", index, request.path);
+  const auto name = fmt::format("sever {} {}", index, slot.cgroup_id);
   background_.run_once(name, [request]() -> Background::Completion {
     destroy_denied_sockets(request);
     return {};

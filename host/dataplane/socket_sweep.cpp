@@ -41,15 +41,15 @@ namespace {
 
 // As sluice_list_sockets writes them (bpf/sockets.h).
 struct SocketRow {
-  std::uint32_t fd;
-  std::uint16_t family, type;
   std::uint64_t inode;
+  std::uint32_t task, fd, family, type;
 };
+using Lineage = std::vector<std::uint64_t>;  // ids of a cgroup and of those above it
+bool contains(const Lineage& lineage, std::uint64_t cgroup) {
+  return std::ranges::find(lineage, cgroup) != lineage.end();
+}
 struct HeldSocket : SocketRow {
-  std::vector<std::uint64_t> lineage;  // cgroup ids, its own first
-  [[nodiscard]] bool belongs_to(std::uint64_t cgroup) const {
-    return std::ranges::find(lineage, cgroup) != lineage.end();
-  }
+  Lineage of_socket, of_task;
 };
 
 int pidfd_open(std::uint32_t pid) {
@@ -84,14 +84,6 @@ std::vector<std::uint32_t> tasks_of(const fs::path& cgroup) {
   return tasks;
 }
 
-// The cgroup2 path of a task, "/a/b"; empty when it has ended.
-std::string cgroup_of(std::uint32_t task) {
-  std::ifstream file(fmt::format("/proc/{}/cgroup", task));
-  for (std::string line; std::getline(file, line);)
-    if (line.starts_with("0::")) return line.substr(3);
-  return {};
-}
-
 std::string command_of(std::uint32_t task) {
   std::ifstream file(fmt::format("/proc/{}/comm", task));
   std::string name;
@@ -123,9 +115,8 @@ bool closes_on_execution(std::uint32_t task, std::uint32_t fd) {
   return false;
 }
 
-// The iterator runs over one thread group (kernel 6.1); older kernels walk all, and rows of others
-// are dropped by getfd.
-std::vector<HeldSocket> sockets_of(int program, int pidfd) {
+// The iterator runs over one thread group (kernel 6.1); older kernels walk all.
+std::vector<HeldSocket> sockets_of(std::uint32_t task, int pidfd, int program) {
   std::vector<HeldSocket> sockets;
   union bpf_iter_link_info info {};
   // struct { __u32 tid, pid, pid_fd; } task; Debian 12's header has it
@@ -147,8 +138,10 @@ std::vector<HeldSocket> sockets_of(int program, int pidfd) {
     return true;
   };
   for (SocketRow row{}; next(row);) {
-    sockets.push_back({row, {}});
-    for (std::uint64_t id = 0; next(id) && id != 0;) sockets.back().lineage.push_back(id);
+    HeldSocket socket{row, {}, {}};
+    for (Lineage* lineage : {&socket.of_socket, &socket.of_task})
+      for (std::uint64_t id = 0; next(id) && id != 0;) lineage->push_back(id);
+    if (row.task == task) sockets.push_back(std::move(socket));
   }
   return sockets;
 }
@@ -191,7 +184,7 @@ struct Visit {
   const SocketSweep& sweep;
   std::uint32_t task;
   int pidfd;
-  const std::string& path;
+  std::string path;                     // of the attached cgroup that it is in
   std::set<std::uint32_t> unreachable;  // told once
   std::size_t shut = 0;
   int failure = 0;  // errno of the last tag that could not be made
@@ -209,6 +202,9 @@ bool shut_socket(Visit& visit, const SocketRow& row) {
           visit.path, command_of(visit.task), visit.task, row.fd, strerror(code));
     return code == EBADF;  // it may have another number by now
   }
+  // Another socket may have the number by now, one of the workload's own.
+  struct stat info {};
+  if (fstat(socket.get(), &info) != 0 || info.st_ino != row.inode) return true;
   const Tag tagged = tag(visit.sweep.programs->map(Map::swept_sockets), socket.get());
   if (tagged == Tag::was_there) return false;
   if (tagged == Tag::failed) visit.failure = errno;
@@ -223,65 +219,67 @@ bool shut_socket(Visit& visit, const SocketRow& row) {
   return true;
 }
 
-// An attached cgroup in a sweep.
-struct Place {
-  std::uint64_t id;
-  const std::string& path;
-  WaitingSockets waiting, still;  // before and after
-};
-
-// Returns false when there was always something new, or it is too early to tell whose a socket is.
-bool shut_sockets_of(const SocketSweep& sweep, const fs::path& root, std::uint32_t task,
-                     Place& place) {
+// Shuts the sockets of a task that come from outside the attached cgroup that it is in. The one
+// deepest down decides: what belongs to it belongs to all above it. A task where there was always
+// something new, or where it is too early to tell whose a socket is, leaves its cgroup unsettled.
+void shut_sockets_of(SocketSweep& sweep, const Unsettled& before, const fs::path& root,
+                     std::uint32_t task) {
   const Fd pidfd(pidfd_open(task));
-  if (!pidfd) return true;
-  const std::string& path = place.path;
-  Visit visit{sweep, task, pidfd.get(), path, {}};
+  if (!pidfd) return;
+  Visit visit{sweep, task, pidfd.get(), {}, {}};
+  Unsettled left;
   // Once it waits, a socket waits no longer for having come to another task: a chain of forks would
   // keep it for ever.
-  const auto may_wait = [&](std::uint64_t inode) {
+  const auto may_wait = [&](std::uint64_t place, std::uint64_t inode) {
     const auto now = boot_now();
-    const auto known = place.waiting.find(inode);
-    const auto since = known == place.waiting.end() ? now : known->second;
+    auto since = now;
+    if (const auto known = before.find(place); known != before.end())
+      if (const auto at = known->second.find(inode); at != known->second.end()) since = at->second;
     if (now.nanoseconds - since.nanoseconds > kUntilExecution) return false;
-    place.still.emplace(inode, since);
+    left[place].emplace(inode, since);
     return true;
   };
-  bool again = true, found = false, too_early = false;
+  bool again = true, found = false;
   for (int pass = 0; pass < kPasses && again; ++pass) {
-    again = too_early = false;
+    again = false;
+    left.clear();
     const bool not_executed = has_not_executed(task);
     visit.failure = 0;
     for (const HeldSocket& socket :
-         sockets_of(sweep.programs->program(Program::list_sockets), pidfd.get())) {
-      if (socket.belongs_to(place.id)) continue;
-      if (not_executed && closes_on_execution(task, socket.fd) && may_wait(socket.inode)) {
-        too_early = true;
+         sockets_of(task, pidfd.get(), sweep.programs->program(Program::list_sockets))) {
+      const auto place = std::ranges::find_if(
+          socket.of_task, [&](std::uint64_t id) { return sweep.attached.contains(id); });
+      if (place == socket.of_task.end() || contains(socket.of_socket, *place)) continue;
+      visit.path = sweep.attached.at(*place);
+      if (not_executed && closes_on_execution(task, socket.fd) && may_wait(*place, socket.inode))
         continue;
-      }
       if (!std::exchange(found, true))
         if (auto stopped = stop_tagged_sockets(sweep, root); !stopped)
           spdlog::error(
               "{}: sockets brought into the cgroup can only be shut, which is not for good: {}",
-              path, stopped.error().message);
-      again |= shut_socket(visit, socket);
+              visit.path, stopped.error().message);
+      if (!shut_socket(visit, socket)) continue;
+      again = true;
+      left.try_emplace(*place);
     }
     if (visit.failure != 0) usleep(1000);  // the kernel may be short of memory for a moment
   }
   if (visit.shut != 0)
-    spdlog::info("{}: shut {} socket(s) that {} (pid {}) brought into the cgroup", path, visit.shut,
-                 command_of(task), task);
-  if (visit.failure == 0) return !again && !too_early;
+    spdlog::info("{}: shut {} socket(s) that {} (pid {}) brought into the cgroup", visit.path,
+                 visit.shut, command_of(task), task);
+  if (visit.failure == 0) {
+    for (auto& [id, waiting] : left) sweep.unsettled[id].merge(waiting);
+    return;
+  }
   spdlog::error("{}: {} (pid {}) holds a socket from outside that is shut, but not for good: {}",
-                path, command_of(task), task, strerror(visit.failure));
-  if (visit.failure != ENOMEM) return true;
+                visit.path, command_of(task), task, strerror(visit.failure));
+  if (visit.failure != ENOMEM) return;
   // Whoever fills the option memory of a socket to keep it loses the process.
   if (syscall(SYS_pidfd_send_signal, pidfd.get(), SIGKILL, nullptr, 0) == 0)
-    spdlog::error("{}: pid {} is ended for it", path, task);
+    spdlog::error("{}: pid {} is ended for it", visit.path, task);
   else
-    spdlog::error("{}: pid {} cannot be ended: {}; CAP_KILL is needed", path, task,
+    spdlog::error("{}: pid {} cannot be ended: {}; CAP_KILL is needed", visit.path, task,
                   strerror(errno));
-  return true;
 }
 
 struct DiagRequest {
@@ -395,35 +393,27 @@ std::size_t destroy_in_namespace(const SeverRequest& request,
 void shut_foreign_sockets(SocketSweep& sweep) {
   const auto root = find_cgroup2();
   if (!root) return;
-  std::map<std::string, std::uint64_t> attached;  // path -> id
-  for (const auto& [id, path] : sweep.attached) attached.emplace(path, id);
   const Unsettled before = sweep.unsettled;
-  const auto look = [&](std::uint32_t task, std::uint64_t id, const std::string& path) {
-    const auto known = before.find(id);
-    Place place{id, path, known == before.end() ? WaitingSockets{} : known->second, {}};
-    if (!shut_sockets_of(sweep, *root, task, place)) sweep.unsettled[id].merge(place.still);
-  };
   for (const auto& [id, path] : sweep.attached) {
     if (!sweep.moves.everything && !sweep.moves.cgroups.contains(id)) continue;
     sweep.unsettled.erase(id);
     for (const auto& [directory_id, directory] : subtree(*root / fs::path(path).relative_path()))
-      for (const std::uint32_t task : tasks_of(directory)) look(task, id, path);
+      for (const std::uint32_t task : tasks_of(directory))
+        shut_sockets_of(sweep, before, *root, task);
   }
-  for (const std::uint32_t task : sweep.moves.tasks)
-    for (fs::path where = cgroup_of(task); where.has_relative_path(); where = where.parent_path())
-      if (const auto at = attached.find(where.string()); at != attached.end())
-        look(task, at->second, at->first);
+  for (const std::uint32_t task : sweep.moves.tasks) shut_sockets_of(sweep, before, *root, task);
 }
 
 void destroy_denied_sockets(const SeverRequest& request) {
   const auto root = find_cgroup2();
   if (!root) return;
+  const fs::path top = *root / fs::path(request.path).relative_path();
   std::set<std::uint64_t> inside;
   std::map<std::uint64_t, std::string> namespaces;  // inode -> a path to enter it
   struct stat own {};
   if (stat("/proc/self/ns/net", &own) != 0) return;
   namespaces[own.st_ino] = {};
-  for (const auto& [id, directory] : subtree(*root / fs::path(request.path).relative_path())) {
+  for (const auto& [id, directory] : subtree(top)) {
     inside.insert(id);
     for (const std::uint32_t task : tasks_of(directory)) {
       const std::string path = fmt::format("/proc/{}/ns/net", task);
@@ -431,6 +421,10 @@ void destroy_denied_sockets(const SeverRequest& request) {
       if (stat(path.c_str(), &info) == 0) namespaces.emplace(info.st_ino, path);
     }
   }
+  // The directory is the next cgroup's of that name if this one was removed meanwhile. Ids are
+  // never used again, so that one look after the walk tells.
+  struct stat now {};
+  if (stat(top.c_str(), &now) != 0 || now.st_ino != request.cgroup_id) return;
   std::size_t destroyed = 0;
   for (const auto& [inode, path] : namespaces) {
     auto scope = NetnsScope::enter(path);

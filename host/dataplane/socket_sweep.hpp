@@ -37,6 +37,7 @@ void shut_foreign_sockets(SocketSweep& sweep);
 // After a tightening: TCP connections of a cgroup's sockets to destinations that its policy now
 // denies are reset (SOCK_DESTROY), so that applications notice at once.
 struct SeverRequest {
+  std::uint64_t cgroup_id = 0;
   std::string path;
   const Programs* programs = nullptr;
   std::uint32_t slot = 0;

@@ -34,10 +34,16 @@ class Cgroup {
       : path_("/" + name), directory_(find_cgroup2().value() / name) {
     fs::create_directory(directory_);
   }
-  ~Cgroup() {
+  ~Cgroup() { remove(); }
+  void remove() const {
     std::ofstream(directory_ / "cgroup.kill") << "1";
     for (int i = 0; i < 100 && rmdir(directory_.c_str()) != 0; ++i)
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  // Another cgroup of the same name.
+  void make_again() const {
+    remove();
+    fs::create_directory(directory_);
   }
   void enter() const { std::ofstream(directory_ / "cgroup.procs") << getpid() << std::flush; }
   [[nodiscard]] CgroupTarget target() const { return {.path = path_}; }
@@ -156,9 +162,37 @@ TEST_CASE("a socket made outside and brought into the cgroup is shut") {
   CHECK(WEXITSTATUS(status) == 0);
 }
 
-TEST_CASE("a tightening resets the connection that it denies, and no other") {
+TEST_CASE("the sockets of a cgroup that has the name of a removed one are its own") {
   Filtered here;
-  here.publish(allow({"192.0.2.0/24"}));
+  here.publish(allow({"192.0.2.2/32"}));
+  here.plane->poll({});  // which finds by itself that a cgroup is gone, but only after seconds
+  here.cgroup.make_again();
+  int ready[2], gate[2];
+  REQUIRE(pipe(ready) == 0);
+  REQUIRE(pipe(gate) == 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    here.cgroup.enter();
+    const Fd udp(socket(AF_INET, SOCK_DGRAM, 0));
+    char go = 0;
+    if (write(ready[1], "r", 1) != 1 || read(gate[0], &go, 1) != 1) _exit(1);
+    _exit(send_to(udp.get(), kAllowed) == 0 ? 0 : 2);
+  }
+  char made = 0;
+  REQUIRE(read(ready[0], &made, 1) == 1);
+  for (int i = 0; i < 50; ++i) {
+    here.plane->poll({});
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  CHECK(write(gate[1], "g", 1) == 1);
+  int status = 0;
+  waitpid(child, &status, 0);
+  CHECK(WEXITSTATUS(status) == 0);
+}
+
+// A process in the cgroup holds two connections while policy is tightened to kAllowed: the errno of
+// reading from the one to kDenied; 0 when the one to kAllowed was hurt.
+int error_after_tightening(const Filtered& here) {
   here.lab.in_guest(
       "cd /; for a in 192.0.2.2 192.0.2.3; do (timeout 20 /usr/bin/python3 -c \"import "
       "socket,time; "
@@ -173,15 +207,14 @@ TEST_CASE("a tightening resets the connection that it denies, and no other") {
     here.cgroup.enter();
     const Fd kept(socket(AF_INET, SOCK_STREAM, 0)), cut(socket(AF_INET, SOCK_STREAM, 0));
     const sockaddr_in a = address(kAllowed, 4001), b = address(kDenied, 4001);
-    if (connect(kept.get(), reinterpret_cast<const sockaddr*>(&a), sizeof(a)) != 0) _exit(1);
-    if (connect(cut.get(), reinterpret_cast<const sockaddr*>(&b), sizeof(b)) != 0) _exit(2);
+    if (connect(kept.get(), reinterpret_cast<const sockaddr*>(&a), sizeof(a)) != 0) _exit(0);
+    if (connect(cut.get(), reinterpret_cast<const sockaddr*>(&b), sizeof(b)) != 0) _exit(0);
     [[maybe_unused]] ssize_t done = write(ready[1], "r", 1);
     char go = 0;
     done = read(gate[0], &go, 1);
-    if (send(kept.get(), "x", 1, MSG_NOSIGNAL) != 1) _exit(3);
+    if (send(kept.get(), "x", 1, MSG_NOSIGNAL) != 1) _exit(0);
     char byte = 0;
-    const ssize_t got = recv(cut.get(), &byte, 1, MSG_DONTWAIT);
-    _exit(got < 0 && (errno == ECONNABORTED || errno == ECONNRESET) ? 0 : 4);
+    _exit(recv(cut.get(), &byte, 1, MSG_DONTWAIT) < 0 ? errno : 0);
   }
   char go = 0;
   REQUIRE(read(ready[0], &go, 1) == 1);
@@ -193,7 +226,22 @@ TEST_CASE("a tightening resets the connection that it denies, and no other") {
   CHECK(write(gate[1], "g", 1) == 1);
   int status = 0;
   waitpid(child, &status, 0);
-  CHECK(WEXITSTATUS(status) == 0);
+  return WEXITSTATUS(status);
+}
+
+TEST_CASE("a tightening resets the connection that it denies, and no other") {
+  Filtered here;
+  here.publish(allow({"192.0.2.0/24"}));
+  const int error = error_after_tightening(here);
+  CHECK((error == ECONNABORTED || error == ECONNRESET));
+}
+
+TEST_CASE("a tightening resets no connection of a cgroup that has the name of a removed one") {
+  Filtered here;
+  here.publish(allow({"192.0.2.0/24"}));
+  here.plane->poll({});
+  here.cgroup.make_again();
+  CHECK(error_after_tightening(here) == EAGAIN);
 }
 
 TEST_CASE("a filtered cgroup stays filtered without the daemon, and is adopted with its path") {
