@@ -37,7 +37,6 @@ struct sock___sluice {
   struct sock_cgroup_data___sluice sk_cgrp_data;
 } __attribute__((preserve_access_index));
 struct socket___sluice {
-  short type;
   struct sock___sluice* sk;
 } __attribute__((preserve_access_index));
 struct inode___sluice {
@@ -104,10 +103,10 @@ int sluice_task_forked(__u64* arguments) {
  */
 struct sluice_socket_row {
   __u64 inode;
-  __u32 task; /* its thread group */
+  __u32 task;   /* its thread group */
+  __u32 thread; /* another one where a thread has a table of descriptors for itself */
   __u32 fd;
   __u32 family;
-  __u32 type;
 };
 
 static __always_inline struct cgroup___sluice* sluice_parent_of(struct cgroup___sluice* cgroup) {
@@ -140,9 +139,9 @@ int sluice_list_sockets(struct bpf_iter__task_file___sluice* context) {
   struct sluice_socket_row row = {
       .inode = BPF_CORE_READ((struct file___sluice*)file, f_inode, i_ino),
       .task = BPF_CORE_READ(task, tgid),
+      .thread = BPF_CORE_READ(task, pid),
       .fd = context->fd,
       .family = BPF_CORE_READ(sk, __sk_common.skc_family),
-      .type = (__u16)BPF_CORE_READ(socket, type),
   };
   if (row.family != 2 && row.family != 10 && row.family != 17) return 0;
   struct seq_file* seq = context->meta->seq;

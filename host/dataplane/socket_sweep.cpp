@@ -42,7 +42,7 @@ namespace {
 // As sluice_list_sockets writes them (bpf/sockets.h).
 struct SocketRow {
   std::uint64_t inode;
-  std::uint32_t task, fd, family, type;
+  std::uint32_t task, thread, fd, family;
 };
 using Lineage = std::vector<std::uint64_t>;  // ids of a cgroup and of those above it
 bool contains(const Lineage& lineage, std::uint64_t cgroup) {
@@ -54,6 +54,11 @@ struct HeldSocket : SocketRow {
 
 int pidfd_open(std::uint32_t pid) {
   return static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
+}
+// Of one thread: kernel 6.9, EINVAL before.
+int pidfd_open_thread(std::uint32_t thread) {
+  constexpr unsigned kOneThread = O_EXCL;  // PIDFD_THREAD; Debian 12's header lacks it
+  return static_cast<int>(syscall(SYS_pidfd_open, thread, kOneThread));
 }
 int pidfd_getfd(int pidfd, std::uint32_t fd) {
   return static_cast<int>(syscall(SYS_pidfd_getfd, pidfd, fd, 0));
@@ -106,8 +111,8 @@ bool has_not_executed(std::uint32_t task) {
          (flags & kForkedWithoutExecution) != 0;
 }
 
-bool closes_on_execution(std::uint32_t task, std::uint32_t fd) {
-  std::ifstream file(fmt::format("/proc/{}/fdinfo/{}", task, fd));
+bool closes_on_execution(std::uint32_t thread, std::uint32_t fd) {
+  std::ifstream file(fmt::format("/proc/{}/fdinfo/{}", thread, fd));
   for (std::string line; std::getline(file, line);) {
     unsigned flags = 0;
     if (std::sscanf(line.c_str(), "flags: %o", &flags) == 1) return (flags & O_CLOEXEC) != 0;
@@ -187,25 +192,38 @@ struct Visit {
   std::string path;                     // of the attached cgroup that it is in
   std::set<std::uint32_t> unreachable;  // told once
   std::size_t shut = 0;
-  int failure = 0;  // errno of the last tag that could not be made
+  int failure = 0;            // errno of the last tag that could not be made
+  bool out_of_reach = false;  // in the table of one thread, on a kernel that does not open it
 };
+
+// From the table that it is in: a thread may have one for itself. Its errno where there is none.
+std::expected<Fd, int> taken(const Visit& visit, const SocketRow& row) {
+  Fd thread;
+  if (row.thread != row.task && !(thread = Fd(pidfd_open_thread(row.thread))))
+    return std::unexpected(errno);
+  Fd socket(pidfd_getfd(thread ? thread.get() : visit.pidfd, row.fd));
+  if (!socket) return std::unexpected(errno);
+  return socket;
+}
 
 // Returns whether the socket was not known before.
 bool shut_socket(Visit& visit, const SocketRow& row) {
-  const Fd socket(pidfd_getfd(visit.pidfd, row.fd));
+  const auto socket = taken(visit, row);
   if (!socket) {
-    const int code = errno;
+    const int code = socket.error();
+    visit.out_of_reach |= code == EINVAL;
     if (code == EPERM && visit.unreachable.insert(row.fd).second)
       spdlog::error(
           "{}: {} (pid {}) brought socket {} into the cgroup, and it cannot be reached to be shut: "
           "{}; CAP_SYS_PTRACE is needed",
           visit.path, command_of(visit.task), visit.task, row.fd, strerror(code));
-    return code == EBADF;  // it may have another number by now
+    // It may have another number by now, or its thread has ended.
+    return code == EBADF || code == ESRCH;
   }
   // Another socket may have the number by now, one of the workload's own.
   struct stat info {};
-  if (fstat(socket.get(), &info) != 0 || info.st_ino != row.inode) return true;
-  const Tag tagged = tag(visit.sweep.programs->map(Map::swept_sockets), socket.get());
+  if (fstat(socket->get(), &info) != 0 || info.st_ino != row.inode) return true;
+  const Tag tagged = tag(visit.sweep.programs->map(Map::swept_sockets), socket->get());
   if (tagged == Tag::was_there) return false;
   if (tagged == Tag::failed) visit.failure = errno;
   if (row.family == AF_PACKET && tagged == Tag::made)
@@ -214,7 +232,7 @@ bool shut_socket(Visit& visit, const SocketRow& row) {
         "set guard.uplinks, or give the workload a network namespace",
         visit.path, command_of(visit.task), visit.task, row.fd);
   // ENOTCONN is the answer for unconnected UDP, which is shut all the same; packet sockets refuse.
-  shutdown(socket.get(), SHUT_RDWR);
+  shutdown(socket->get(), SHUT_RDWR);
   visit.shut += tagged == Tag::made ? 1 : 0;
   return true;
 }
@@ -245,13 +263,15 @@ void shut_sockets_of(SocketSweep& sweep, const Unsettled& before, const fs::path
     left.clear();
     const bool not_executed = has_not_executed(task);
     visit.failure = 0;
+    visit.out_of_reach = false;
     for (const HeldSocket& socket :
          sockets_of(task, pidfd.get(), sweep.programs->program(Program::list_sockets))) {
       const auto place = std::ranges::find_if(
           socket.of_task, [&](std::uint64_t id) { return sweep.attached.contains(id); });
       if (place == socket.of_task.end() || contains(socket.of_socket, *place)) continue;
       visit.path = sweep.attached.at(*place);
-      if (not_executed && closes_on_execution(task, socket.fd) && may_wait(*place, socket.inode))
+      if (not_executed && closes_on_execution(socket.thread, socket.fd) &&
+          may_wait(*place, socket.inode))
         continue;
       if (!std::exchange(found, true))
         if (auto stopped = stop_tagged_sockets(sweep, root); !stopped)
@@ -267,14 +287,21 @@ void shut_sockets_of(SocketSweep& sweep, const Unsettled& before, const fs::path
   if (visit.shut != 0)
     spdlog::info("{}: shut {} socket(s) that {} (pid {}) brought into the cgroup", visit.path,
                  visit.shut, command_of(task), task);
-  if (visit.failure == 0) {
+  if (visit.failure == 0 && !visit.out_of_reach) {
     for (auto& [id, waiting] : left) sweep.unsettled[id].merge(waiting);
     return;
   }
-  spdlog::error("{}: {} (pid {}) holds a socket from outside that is shut, but not for good: {}",
-                visit.path, command_of(task), task, strerror(visit.failure));
-  if (visit.failure != ENOMEM) return;
-  // Whoever fills the option memory of a socket to keep it loses the process.
+  if (visit.out_of_reach) {
+    spdlog::error(
+        "{}: {} (pid {}) holds a socket from outside in descriptors that one thread has for "
+        "itself, which kernels before 6.9 do not give out",
+        visit.path, command_of(task), task);
+  } else {
+    spdlog::error("{}: {} (pid {}) holds a socket from outside that is shut, but not for good: {}",
+                  visit.path, command_of(task), task, strerror(visit.failure));
+    if (visit.failure != ENOMEM) return;
+  }
+  // Whoever keeps a socket out of reach, or fills its option memory to keep it, loses the process.
   if (syscall(SYS_pidfd_send_signal, pidfd.get(), SIGKILL, nullptr, 0) == 0)
     spdlog::error("{}: pid {} is ended for it", visit.path, task);
   else

@@ -133,6 +133,58 @@ def test_a_socket_that_was_shut_accepts_nobody(place, workload, kind, family, ha
         assert [frame for frame in frames_to(place, far, start) if frame[:6] == place.gateway_mac] == []
 
 
+# The socket of one thread: the process has another table, or the process's first thread has ended and has none.
+BY_THREAD = """
+import ctypes, errno, socket, sys, threading
+address, how = sys.argv[1:]
+CLONE_FILES, SYS_exit = 0x400, 60
+
+def live():
+    if how == "own-table":
+        assert ctypes.CDLL(None).unshare(CLONE_FILES) == 0
+    else:
+        first.wait()
+    own = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        try:
+            own.sendto(bytes.fromhex(line.strip()), (address, 9999))
+            print("ok", flush=True)
+        except OSError as error:
+            print(errno.errorcode[error.errno], flush=True)
+
+first = threading.Event()
+thread = threading.Thread(target=live)
+thread.start()
+if how == "own-table":
+    thread.join()
+first.set()
+ctypes.CDLL(None).syscall(SYS_exit, 0)
+"""
+
+
+@pytest.mark.parametrize("how", ["own-table", "first-has-ended"])
+@pytest.mark.parametrize("address", [DENIED4, DENIED6])
+def test_a_socket_that_only_one_thread_has_is_shut(place, workload, address, how):
+    process = place.host.popen([sys.executable, "-c", BY_THREAD, address, how], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               text=True, bufsize=1)
+
+    def send(mark):
+        process.stdin.write(mark + "\n")
+        return process.stdout.readline().strip()
+
+    try:
+        assert process.stdout.readline() == "ready\n"
+        assert place.arrives(send)[0], "before the move it arrives"
+        workload.move_here(process.pid)
+        eventually(lambda: place.arrives(send) == (False, "EPIPE"), "shut after the move")
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
 def test_what_a_datagram_socket_had_corked_does_not_leave(place, workload):
     with Inhabitant(place.host, place.outside) as inhabitant:
         inhabitant.do("socket", 0, "udp", 4)
