@@ -90,6 +90,7 @@ def test_a_socket_that_was_shut_cannot_be_revived(place, workload, kind, family,
         for way in tried:
             arrived, answers = place.arrives(way)
             assert not arrived, answers
+            inhabitant.do("patience", 0, 300)  # the first one's two seconds have seen what is sent again
         assert frames_to(place, address, start) == []
     assert attempt(place, f"{kind}-{'mapped' if family == 46 else family}", address, place.outside)[0], "sockets outside go on"
 

@@ -3,15 +3,26 @@
  * Lives in a cgroup and does as it is told: one command a line on standard input, one answer a line
  * ("ok ...", or the name of the errno). Every way into the network that a process has is a command,
  * so that the test decides what is tried when.
+ */
+/* clang-format off
  *
- *   socket ID KIND FAMILY            KIND: tcp mptcp udp udplite ping raw:N hdrincl packet; FAMILY:
- * 4, 6, 46 (IPv6 for both) bind ID ADDRESS PORT | listen ID | accept ID NEW connect ID ADDRESS PORT
- * waits up to two seconds send ID HEX                      on a connected socket sendto ID ADDRESS
- * PORT HEX sendmmsg ID PORT HEX ADDRESS...  one call, a message for each address fastopen ID
- * ADDRESS PORT HEX     data in the SYN uring-connect ID ADDRESS PORT | uring-send ID HEX |
- * uring-sendmsg ID ADDRESS PORT HEX frame ID DEVICE HEX              a packet socket vnet-header ID
- * its frames begin with one from now on recv ID MILLISECONDS | close ID disconnect ID
- * connect() to no family cork ID 0|1 hoard ID              fills the socket's option memory
+ *   socket ID KIND FAMILY              KIND: tcp mptcp udp udplite ping raw:N hdrincl packet; FAMILY: 4, 6, 46 (IPv6 for both)
+ *   bind ID ADDRESS PORT | listen ID | accept ID NEW
+ *   connect ID ADDRESS PORT            waits up to the socket's patience, two seconds unless told
+ *   patience ID MILLISECONDS
+ *   send ID HEX                        on a connected socket
+ *   sendto ID ADDRESS PORT HEX
+ *   sendmmsg ID PORT HEX ADDRESS...    one call, a message for each address
+ *   fastopen ID ADDRESS PORT HEX       data in the SYN
+ *   uring-connect ID ADDRESS PORT | uring-send ID HEX | uring-sendmsg ID ADDRESS PORT HEX
+ *   frame ID DEVICE HEX                a packet socket
+ *   vnet-header ID                     its frames begin with one from now on
+ *   recv ID MILLISECONDS | close ID
+ *   disconnect ID                      connect() to no family
+ *   cork ID 0|1
+ *   hoard ID                           fills the socket's option memory
+ *
+ * clang-format on
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -35,10 +46,11 @@
 #define IPPROTO_MPTCP 262
 #endif
 
-enum { kSockets = 64, kWords = 40, kPatience = 2000 };
+enum { kSockets = 64, kWords = 40 };
 
 static int sockets[kSockets];
 static int families[kSockets];
+static int patience_of[kSockets]; /* milliseconds */
 
 static void answer(long result) {
   if (result >= 0)
@@ -49,6 +61,13 @@ static void answer(long result) {
 
 static long outcome(long result) {
   return result < 0 ? -errno : result;
+}
+
+static long set_patience(int id, int milliseconds) {
+  struct timeval patience = {.tv_sec = milliseconds / 1000, .tv_usec = milliseconds % 1000 * 1000L};
+  patience_of[id] = milliseconds;
+  return outcome(setsockopt(sockets[id], SOL_SOCKET, SO_SNDTIMEO, &patience,
+                            sizeof(patience))); /* bounds connect too */
 }
 
 static size_t from_hex(const char* text, unsigned char* bytes, size_t capacity) {
@@ -107,10 +126,8 @@ static long open_socket(int id, const char* kind, const char* family) {
   if (fd < 0) return -errno;
   if (domain == AF_INET6) setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &zero, sizeof(zero));
   setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-  struct timeval patience = {.tv_sec = kPatience / 1000};
-  setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience)); /* bounds connect too */
   sockets[id] = fd;
-  return 0;
+  return set_patience(id, 2000);
 }
 
 static long send_many(int id, const char* port, const char* hex, char** addresses, int count) {
@@ -128,14 +145,25 @@ static long send_many(int id, const char* port, const char* hex, char** addresse
   return outcome(sendmmsg(sockets[id], messages, (unsigned)count, 0));
 }
 
-static long by_uring(void (*prepare)(struct io_uring_sqe*, void*), void* context) {
+struct uring_call {
+  int fd, patience; /* milliseconds */
+  struct sockaddr_storage address;
+  socklen_t length;
+  unsigned char data[256];
+  size_t size;
+  struct iovec part;
+  struct msghdr message;
+};
+static long by_uring(void (*prepare)(struct io_uring_sqe*, struct uring_call*),
+                     struct uring_call* call) {
   struct io_uring ring;
   int result = io_uring_queue_init(4, &ring, 0);
   if (result < 0) return result;
-  prepare(io_uring_get_sqe(&ring), context);
+  prepare(io_uring_get_sqe(&ring), call);
   result = io_uring_submit(&ring);
   if (result >= 0) {
-    struct __kernel_timespec patience = {.tv_sec = kPatience / 1000};
+    struct __kernel_timespec patience = {.tv_sec = call->patience / 1000,
+                                         .tv_nsec = call->patience % 1000 * 1000000L};
     struct io_uring_cqe* done = NULL;
     result = io_uring_wait_cqe_timeout(&ring, &done, &patience);
     if (result == 0) {
@@ -147,25 +175,13 @@ static long by_uring(void (*prepare)(struct io_uring_sqe*, void*), void* context
   return result;
 }
 
-struct uring_call {
-  int fd;
-  struct sockaddr_storage address;
-  socklen_t length;
-  unsigned char data[256];
-  size_t size;
-  struct iovec part;
-  struct msghdr message;
-};
-static void prepare_connect(struct io_uring_sqe* entry, void* context) {
-  struct uring_call* call = context;
+static void prepare_connect(struct io_uring_sqe* entry, struct uring_call* call) {
   io_uring_prep_connect(entry, call->fd, (struct sockaddr*)&call->address, call->length);
 }
-static void prepare_send(struct io_uring_sqe* entry, void* context) {
-  struct uring_call* call = context;
+static void prepare_send(struct io_uring_sqe* entry, struct uring_call* call) {
   io_uring_prep_send(entry, call->fd, call->data, call->size, MSG_NOSIGNAL);
 }
-static void prepare_sendmsg(struct io_uring_sqe* entry, void* context) {
-  struct uring_call* call = context;
+static void prepare_sendmsg(struct io_uring_sqe* entry, struct uring_call* call) {
   call->part = (struct iovec){call->data, call->size};
   call->message = (struct msghdr){.msg_name = &call->address,
                                   .msg_namelen = call->length,
@@ -209,7 +225,7 @@ static void obey(char** word, int words) {
   int id = words > 1 ? atoi(word[1]) % kSockets : 0;
   unsigned char data[2048];
   struct sockaddr_storage address;
-  struct uring_call call = {.fd = sockets[id]};
+  struct uring_call call = {.fd = sockets[id], .patience = patience_of[id]};
   if (strcmp(command, "socket") == 0 && words == 4) {
     answer(open_socket(id, word[2], word[3]));
   } else if (strcmp(command, "bind") == 0 && words == 4) {
@@ -224,6 +240,8 @@ static void obey(char** word, int words) {
   } else if (strcmp(command, "connect") == 0 && words == 4) {
     socklen_t length = address_of(id, word[2], word[3], &address);
     answer(outcome(connect(sockets[id], (struct sockaddr*)&address, length)));
+  } else if (strcmp(command, "patience") == 0 && words == 3) {
+    answer(set_patience(id, atoi(word[2])));
   } else if (strcmp(command, "send") == 0 && words == 3) {
     size_t size = from_hex(word[2], data, sizeof(data));
     answer(outcome(send(sockets[id], data, size, MSG_NOSIGNAL)));
