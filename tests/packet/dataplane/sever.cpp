@@ -5,6 +5,8 @@
 #include <array>
 #include <chrono>
 #include <cstdio>
+#include <filesystem>
+#include <fstream>
 #include <thread>
 
 #include "packet/dataplane/lab.hpp"
@@ -26,57 +28,67 @@ std::string output_of(const std::string& command) {
   return text;
 }
 
-constexpr const char* kGuestConnects = R"(
-import socket, sys, time
-s = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET)
-s.connect((sys.argv[1], 4002)); s.sendall(b"hello"); s.recv(5); open(sys.argv[2], "w").write("ready")
-time.sleep(float(sys.argv[3]))
-try:
-    s.sendall(b"more"); time.sleep(0.3); s.sendall(b"more"); print("guest: alive")
-except OSError as e: print("guest:", type(e).__name__)
-)";
-constexpr const char* kHostServes = R"(
-import socket, sys, time
-s = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET); s.setsockopt(1, 2, 1)
-s.bind((sys.argv[1], 4002)); s.listen(); c, _ = s.accept(); c.sendall(c.recv(5))
-time.sleep(float(sys.argv[2]))
-try:
-    c.sendall(b"news"); time.sleep(0.3); c.sendall(b"news"); print("host: alive")
-except OSError as e: print("host:", type(e).__name__)
+// One end: "host" serves, "guest" connects. Behind the cut the one that `sends` does so until it is
+// told that the connection is gone; the other holds it as long. They wait for each other and for
+// the test by files in a folder.
+constexpr const char* kEnd = R"(
+import os, socket, sys, time
+me, address, folder, sends = sys.argv[1:]
+def tell(what): open(folder + "/" + what, "w").close()
+def wait(what):
+    for _ in range(1200):
+        if os.path.exists(folder + "/" + what): return
+        time.sleep(0.05)
+    sys.exit(me + ": no word of " + what)
+s = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+if me == "host":
+    s.setsockopt(1, 2, 1); s.bind((address, 4002)); s.listen(); tell("listening")
+    s, _ = s.accept(); s.sendall(s.recv(5))
+else:
+    wait("listening"); s.connect((address, 4002)); s.sendall(b"hello"); s.recv(5); tell("connected")
+wait("cut")
+if me == sends:
+    try:
+        for _ in range(600): s.sendall(b"more"); time.sleep(0.1)
+        print(me + ": alive")
+    except OSError as e: print(me + ":", type(e).__name__)
+    tell("over")
+else: wait("over")
 )";
 
 struct Cut {
   Lab lab;
   std::unique_ptr<KernelDataPlane> plane = lab.open();
-  std::string flag = fmt::format("/tmp/sluice-sever-{}", getpid());
+  std::filesystem::path folder = fmt::format("/tmp/sluice-sever-{}", getpid());
   std::uint32_t slot = 0;
 
   Cut() {
-    std::filesystem::remove(flag);
+    std::filesystem::remove_all(folder);
+    std::filesystem::create_directory(folder);
     auto attached =
         plane->attach(InterfaceTarget{.name = "host0", .ifindex = Lab::ifindex("host0")}, nullptr);
     REQUIRE(attached);
     slot = attached->slot;
     publish(allow({"192.0.2.1/32", "2001:db8::1/128"}), false);
   }
-  ~Cut() { std::filesystem::remove(flag); }
+  ~Cut() { std::filesystem::remove_all(folder); }
   void publish(const Layer& layer, bool tightening) const {
     const auto policy = compiled(layer);
     REQUIRE(plane->publish(
         {.slot = slot, .mode = Mode::allowlist, .policy = &policy, .tightening = tightening}));
   }
-  // Who sends first after the cut decides who is told first; the delays choose.
-  std::string run(const char* address, const char* guest_delay, const char* host_delay) const {
+  // Who sends after the cut is told of it.
+  std::string run(const char* address, const char* sends) const {
     const std::string command = fmt::format(
-        "(timeout 20 python3 -c '{}' {} {} & sleep 0.5; timeout 20 nsenter "
-        "--net=/run/netns/sluice-packet-{} python3 "
-        "-c '{}' {} {} {}; wait) 2>&1",
-        kHostServes, address, host_delay, getpid(), kGuestConnects, address, flag, guest_delay);
+        "(timeout 200 python3 -c '{0}' host {1} {2} {3} & timeout 200 nsenter "
+        "--net=/run/netns/{4} python3 -c '{0}' guest {1} {2} {3}; wait) 2>&1",
+        kEnd, address, folder.string(), sends, lab.name());
     std::string text;
     std::jthread both([&] { text = output_of(command); });
-    for (int i = 0; i < 100 && !std::filesystem::exists(flag); ++i)
+    for (int i = 0; i < 1200 && !std::filesystem::exists(folder / "connected"); ++i)
       std::this_thread::sleep_for(std::chrono::milliseconds(50));
     publish(allow({"198.51.100.0/24"}), true);
+    std::ofstream(folder / "cut").close();
     both.join();
     return text;
   }
@@ -88,7 +100,7 @@ TEST_CASE("the workload that goes on sending into a cut connection is reset") {
   for (const char* address : {"192.0.2.1", "2001:db8::1"}) {
     CAPTURE(address);
     Cut cut;
-    const std::string text = cut.run(address, "1", "8");
+    const std::string text = cut.run(address, "guest");
     CHECK_MESSAGE(text.find("guest: ConnectionResetError") != std::string::npos, text);
   }
 }
@@ -97,7 +109,7 @@ TEST_CASE("the other end that goes on sending into a cut connection is reset") {
   for (const char* address : {"192.0.2.1", "2001:db8::1"}) {
     CAPTURE(address);
     Cut cut;
-    const std::string text = cut.run(address, "8", "1");
+    const std::string text = cut.run(address, "host");
     CHECK_MESSAGE((text.find("host: ConnectionResetError") != std::string::npos ||
                    text.find("host: BrokenPipeError") != std::string::npos),
                   text);
