@@ -5,11 +5,13 @@
 #include <doctest/doctest.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <sched.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <chrono>
 #include <fstream>
 #include <thread>
@@ -106,7 +108,27 @@ struct Filtered {
                                 .tightening = tightening});
     REQUIRE_MESSAGE(done, done.error().message);
   }
+  // Goes on as a daemon does until the child has ended; its exit status.
+  [[nodiscard]] int status_of(pid_t child) const {
+    int status = 0;
+    while (waitpid(child, &status, WNOHANG) == 0) {
+      plane->poll({});
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    return WEXITSTATUS(status);
+  }
 };
+
+// In a child: until `wanted` is so, or it cannot be expected any more.
+template <typename Wanted>
+bool comes(const Wanted& wanted, std::chrono::milliseconds patience = std::chrono::minutes(1)) {
+  const auto end = std::chrono::steady_clock::now() + patience;
+  while (!wanted()) {
+    if (std::chrono::steady_clock::now() > end) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  return true;
+}
 
 }  // namespace
 
@@ -140,26 +162,15 @@ TEST_CASE("a child cgroup is under its parent's filter") {
 TEST_CASE("a socket made outside and brought into the cgroup is shut") {
   Filtered here;
   here.publish(allow({"192.0.2.2/32"}));
-  int gate[2];
-  REQUIRE(pipe(gate) == 0);
   const pid_t child = fork();
   if (child == 0) {
     const Fd udp(socket(AF_INET, SOCK_DGRAM, 0));
     if (send_to(udp.get(), kDenied) != 0) _exit(1);
     here.cgroup.enter();
-    char go = 0;
-    [[maybe_unused]] const ssize_t got = read(gate[0], &go, 1);
-    _exit(send_to(udp.get(), kDenied) == EPIPE ? 0 : 2);
+    // The move is an event; the sweep runs behind it.
+    _exit(comes([&] { return send_to(udp.get(), kDenied) == EPIPE; }) ? 0 : 2);
   }
-  // The move is an event; the sweep runs behind it.
-  for (int i = 0; i < 50; ++i) {
-    here.plane->poll({});
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  }
-  CHECK(write(gate[1], "g", 1) == 1);
-  int status = 0;
-  waitpid(child, &status, 0);
-  CHECK(WEXITSTATUS(status) == 0);
+  CHECK(here.status_of(child) == 0);
 }
 
 TEST_CASE("the sockets of a cgroup that has the name of a removed one are its own") {
@@ -178,6 +189,7 @@ TEST_CASE("the sockets of a cgroup that has the name of a removed one are its ow
     if (write(ready[1], "r", 1) != 1 || read(gate[0], &go, 1) != 1) _exit(1);
     _exit(send_to(udp.get(), kAllowed) == 0 ? 0 : 2);
   }
+  close(ready[1]);
   char made = 0;
   REQUIRE(read(ready[0], &made, 1) == 1);
   for (int i = 0; i < 50; ++i) {
@@ -190,15 +202,30 @@ TEST_CASE("the sockets of a cgroup that has the name of a removed one are its ow
   CHECK(WEXITSTATUS(status) == 0);
 }
 
+// Sockets that listen in the guest; nobody has to accept for a connection to stand.
+std::array<Fd, 2> listeners_of_guest(const Lab& lab) {
+  std::array<Fd, 2> listeners;
+  bool good = false;
+  std::thread([&] {
+    const Fd there(open(("/run/netns/" + lab.name()).c_str(), O_RDONLY | O_CLOEXEC));
+    good = setns(there.get(), CLONE_NEWNET) == 0;
+    for (const std::size_t i : {0u, 1u}) {
+      listeners[i] = Fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+      const sockaddr_in at = address(i == 0 ? kAllowed : kDenied, 4001);
+      good = good &&
+             bind(listeners[i].get(), reinterpret_cast<const sockaddr*>(&at), sizeof(at)) == 0 &&
+             listen(listeners[i].get(), 1) == 0;
+    }
+  }).join();
+  REQUIRE(good);
+  return listeners;
+}
+
 // A process in the cgroup holds two connections while policy is tightened to kAllowed: the errno of
-// reading from the one to kDenied; 0 when the one to kAllowed was hurt.
-int error_after_tightening(const Filtered& here) {
-  here.lab.in_guest(
-      "cd /; for a in 192.0.2.2 192.0.2.3; do (timeout 20 /usr/bin/python3 -c \"import "
-      "socket,time; "
-      "s=socket.socket(); s.setsockopt(1,2,1); s.bind((\\\"$a\\\",4001)); s.listen(); "
-      "c=s.accept(); "
-      "time.sleep(15)\" &) ; done; sleep 1");
+// reading from the one to kDenied, EAGAIN when nothing becomes of it; 0 when the one to kAllowed
+// was hurt.
+int error_after_tightening(const Filtered& here, std::chrono::milliseconds patience) {
+  const auto listeners = listeners_of_guest(here.lab);
   int ready[2], gate[2];
   REQUIRE(pipe(ready) == 0);
   REQUIRE(pipe(gate) == 0);
@@ -209,30 +236,30 @@ int error_after_tightening(const Filtered& here) {
     const sockaddr_in a = address(kAllowed, 4001), b = address(kDenied, 4001);
     if (connect(kept.get(), reinterpret_cast<const sockaddr*>(&a), sizeof(a)) != 0) _exit(0);
     if (connect(cut.get(), reinterpret_cast<const sockaddr*>(&b), sizeof(b)) != 0) _exit(0);
-    [[maybe_unused]] ssize_t done = write(ready[1], "r", 1);
     char go = 0;
-    done = read(gate[0], &go, 1);
-    if (send(kept.get(), "x", 1, MSG_NOSIGNAL) != 1) _exit(0);
-    char byte = 0;
-    _exit(recv(cut.get(), &byte, 1, MSG_DONTWAIT) < 0 ? errno : 0);
+    if (write(ready[1], "r", 1) != 1 || read(gate[0], &go, 1) != 1) _exit(0);
+    int error = 0;
+    comes(
+        [&] {
+          char byte = 0;
+          error = recv(cut.get(), &byte, 1, MSG_DONTWAIT) < 0 ? errno : 0;
+          return error != EAGAIN;
+        },
+        patience);
+    _exit(send(kept.get(), "x", 1, MSG_NOSIGNAL) == 1 ? error : 0);
   }
+  close(ready[1]);
   char go = 0;
   REQUIRE(read(ready[0], &go, 1) == 1);
   here.publish(allow({"192.0.2.2/32"}), true);
-  for (int i = 0; i < 30; ++i) {
-    here.plane->poll({});
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  }
   CHECK(write(gate[1], "g", 1) == 1);
-  int status = 0;
-  waitpid(child, &status, 0);
-  return WEXITSTATUS(status);
+  return here.status_of(child);
 }
 
 TEST_CASE("a tightening resets the connection that it denies, and no other") {
   Filtered here;
   here.publish(allow({"192.0.2.0/24"}));
-  const int error = error_after_tightening(here);
+  const int error = error_after_tightening(here, std::chrono::minutes(1));
   CHECK((error == ECONNABORTED || error == ECONNRESET));
 }
 
@@ -241,7 +268,7 @@ TEST_CASE("a tightening resets no connection of a cgroup that has the name of a 
   here.publish(allow({"192.0.2.0/24"}));
   here.plane->poll({});
   here.cgroup.make_again();
-  CHECK(error_after_tightening(here) == EAGAIN);
+  CHECK(error_after_tightening(here, std::chrono::milliseconds(300)) == EAGAIN);
 }
 
 TEST_CASE("a filtered cgroup stays filtered without the daemon, and is adopted with its path") {
