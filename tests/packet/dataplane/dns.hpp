@@ -9,8 +9,11 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -38,22 +41,60 @@ inline std::string output_of(const std::string& command) {
 
 // Asks as a client would and says what came back, or the error.
 inline constexpr const char* kClient = R"PY(
-import socket, sys
-protocol, server, source, port = sys.argv[1], sys.argv[2], sys.argv[3].strip("-"), int(sys.argv[4])
+import socket, struct, sys
+protocol, server, source, port, patience = sys.argv[1], sys.argv[2], sys.argv[3].strip("-"), int(sys.argv[4]), int(sys.argv[5])
 family = socket.AF_INET6 if ":" in server else socket.AF_INET
 try:
     s = socket.socket(family, socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM)
-    s.settimeout(1)
+    s.settimeout(patience)
     if source or port: s.bind((source, port))
     if protocol != "tcp":
         s.sendto(b"who am I" * (500 if protocol == "udp-large" else 1), (server, 53))
         answer, peer = s.recvfrom(500)
         assert peer[:2] == (server, 53), peer
     else:
-        s.connect((server, 53)); s.sendall(b"who am I"); answer = s.recv(500)
+        s.connect((server, 53))
+        assert struct.unpack_from("I", s.getsockopt(6, 11, 104), 100)[0] == 0, "the first segment was lost"  # TCP_INFO
+        s.sendall(b"who am I"); answer = s.recv(500)
     print(answer.decode())
 except Exception as e: print(type(e).__name__, e)
 )PY";
+
+// A client that connects, and asks when it is told to; by files in a folder.
+inline constexpr const char* kAsksLater = R"PY(
+import os, socket, sys, time
+server, source, port, folder = sys.argv[1], sys.argv[2].strip("-"), int(sys.argv[3]), sys.argv[4]
+s = socket.socket()
+s.settimeout(30)
+if port: s.bind((source, port))
+s.connect((server, 53)); open(folder + "/connected", "w").close()
+for _ in range(1200):
+    if os.path.exists(folder + "/ask"): break
+    time.sleep(0.05)
+s.sendall(b"who"); print(s.recv(500).decode())
+)PY";
+
+// Where processes of a test tell each other how far they are.
+class Signals {
+ public:
+  Signals() { std::filesystem::create_directory(folder_); }
+  ~Signals() { std::filesystem::remove_all(folder_); }
+  Signals(const Signals&) = delete;
+  Signals& operator=(const Signals&) = delete;
+
+  [[nodiscard]] std::string folder() const { return folder_.string(); }
+  void tell(const char* what) const { std::ofstream(folder_ / what).close(); }
+  [[nodiscard]] bool comes(const char* what) const {
+    for (int i = 0; i < 1200; ++i) {
+      if (std::filesystem::exists(folder_ / what)) return true;
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    }
+    return false;
+  }
+
+ private:
+  std::filesystem::path folder_ = fmt::format("/tmp/sluice-signals-{}", getpid());
+};
 
 inline AttachmentOptions redirected(std::uint32_t resolver = 0) {
   AttachmentOptions options;
@@ -92,8 +133,8 @@ class DnsLab : public Lab {
       run(fmt::format("ip neigh replace {} lladdr 02:00:00:00:00:01 dev up0", server));
     run("ip route replace default via 198.51.100.2 dev up0; ip neigh replace 198.51.100.2 lladdr "
         "02:00:00:00:00:01 dev up0; nft add table netdev sluice; nft add chain netdev sluice out "
-        "'{ type filter hook egress device up0 priority 0; }'; nft add rule netdev sluice out th "
-        "dport 53 counter");
+        "'{ type filter hook egress device up0 priority 0; }'; nft add rule netdev sluice out meta "
+        "l4proto '{ tcp, udp }' th dport 53 counter");
     in_guest("ip route add default via 192.0.2.1; ip -6 route add default via 2001:db8::1");
   }
 
@@ -111,7 +152,12 @@ class DnsLab : public Lab {
 
   [[nodiscard]] std::string ask(const std::string& protocol, const std::string& server,
                                 const std::string& source = "", int port = 0) const {
-    return ask_in(name(), protocol, server, source, port);
+    return ask_in(name(), protocol, server, source, port, kPatience);
+  }
+  // For a question that nobody answers.
+  [[nodiscard]] std::string ask_in_vain(const std::string& protocol, const std::string& server,
+                                        const std::string& source = "", int port = 0) const {
+    return ask_in(name(), protocol, server, source, port, 1);
   }
   // host0 becomes a port of a bridge beside the uplink, and the guest's gateway is beyond that.
   void bridge() const {
@@ -141,7 +187,12 @@ class DnsLab : public Lab {
   [[nodiscard]] const std::string& second() const { return second_; }
   [[nodiscard]] std::string ask_from_second(const std::string& protocol, const std::string& server,
                                             const std::string& source = "") const {
-    return ask_in(second_, protocol, server, source, 0);
+    return ask_in(second_, protocol, server, source, 0, kPatience);
+  }
+  [[nodiscard]] std::string ask_from_second_in_vain(const std::string& protocol,
+                                                    const std::string& server,
+                                                    const std::string& source) const {
+    return ask_in(second_, protocol, server, source, 0, 1);
   }
   // Packets to port 53 that left by the way out.
   [[nodiscard]] std::uint64_t sent_by_uplink() const {
@@ -150,10 +201,13 @@ class DnsLab : public Lab {
   }
 
  private:
+  static constexpr int kPatience = 30;  // seconds
   static std::string ask_in(const std::string& where, const std::string& protocol,
-                            const std::string& server, const std::string& source, int port) {
-    return output_of(fmt::format("nsenter --net=/run/netns/{} python3 -c '{}' {} {} {} {}", where,
-                                 kClient, protocol, server, source.empty() ? "-" : source, port));
+                            const std::string& server, const std::string& source, int port,
+                            int patience) {
+    return output_of(fmt::format("nsenter --net=/run/netns/{} python3 -c '{}' {} {} {} {} {}",
+                                 where, kClient, protocol, server, source.empty() ? "-" : source,
+                                 port, patience));
   }
   std::string second_;
 };
@@ -301,8 +355,9 @@ class Resolver {
     }
     char data[64];
     pollfd ready{fd.get(), POLLIN, 0};
-    if (poll(&ready, 1, 5000) == 1 && recv(fd.get(), data, sizeof(data), 0) > 0)
-      answered_ += send(fd.get(), answer.data(), answer.size(), MSG_NOSIGNAL) > 0 ? 1 : 0;
+    if (poll(&ready, 1, 60'000) != 1 || recv(fd.get(), data, sizeof(data), 0) <= 0) return;
+    answered_ += 1;  // before the client knows
+    (void)!send(fd.get(), answer.data(), answer.size(), MSG_NOSIGNAL);
   }
 
   KernelDataPlane& plane_;
