@@ -31,6 +31,17 @@ Hook other_hook(Hook hook) {
   return hook == Hook::ingress ? Hook::egress : Hook::ingress;
 }
 
+// Where an ifindex is what it was. A workload that was started again has its namespace under the
+// same path, and in it another device with the same number.
+Result<NetnsScope> enter_namespace(const std::string& path, std::uint64_t cookie) {
+  auto scope = NetnsScope::enter(path);
+  if (!scope) return scope;
+  auto there = netns_cookie();
+  if (!there) return std::unexpected(there.error());
+  if (*there != cookie) return fail_with(ENODEV, "{}: is another network namespace by now", path);
+  return scope;
+}
+
 }  // namespace
 
 Status KernelDataPlane::point_interface(std::uint32_t index, bool on) {
@@ -162,11 +173,12 @@ void KernelDataPlane::convert_to_tcx(std::uint32_t index) {
   const sluice_slot& slot = slots_.at(index);
   const Hook from = workload_hook(slot);
   background_.run([this, index, incarnation = slot.incarnation, ifindex = slot.ifindex, from,
-                   netns_path = live.netns_path, from_pin = pin(index, "from"),
+                   netns_path = live.netns_path, cookie = slot.netns_cookie,
+                   from_pin = pin(index, "from"),
                    to_pin = pin(index, "to")]() -> Background::Completion {
     Status done;
     {
-      auto scope = NetnsScope::enter(netns_path);
+      auto scope = enter_namespace(netns_path, cookie);
       if (!scope) {
         done = std::unexpected(scope.error());
       } else if (auto first =
@@ -179,7 +191,7 @@ void KernelDataPlane::convert_to_tcx(std::uint32_t index) {
         done = std::unexpected(second.error());
       }
     }
-    return [this, index, incarnation, ifindex, netns_path, from_pin, to_pin, done] {
+    return [this, index, incarnation, ifindex, netns_path, cookie, from_pin, to_pin, done] {
       conversion_running_ = false;
       const auto it = live_.find(index);
       const bool same = it != live_.end() && slots_.at(index).incarnation == incarnation;
@@ -196,7 +208,7 @@ void KernelDataPlane::convert_to_tcx(std::uint32_t index) {
       it->second.converting = false;
       it->second.tcx = true;
       it->second.clsact = false;
-      if (auto scope = NetnsScope::enter(netns_path); scope) {
+      if (auto scope = enter_namespace(netns_path, cookie); scope) {
         detach_clsact(ifindex, Hook::ingress);
         detach_clsact(ifindex, Hook::egress);
       }
@@ -293,7 +305,7 @@ void KernelDataPlane::forget(std::uint32_t index) {
   if (it == live_.end()) return;
   const sluice_slot& slot = slots_.at(index);
   if (slot.type == SLUICE_TYPE_INTERFACE) {
-    if (auto scope = NetnsScope::enter(it->second.netns_path); scope)
+    if (auto scope = enter_namespace(it->second.netns_path, slot.netns_cookie); scope)
       unfilter_interface(index, it->second);
     // A namespace that is gone took its devices along; pins are removed all the same.
     unlink(pin(index, "to").c_str());

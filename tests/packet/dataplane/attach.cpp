@@ -54,6 +54,12 @@ void move_guard_to_former_place(std::uint32_t ifindex) {
   detach_clsact(ifindex, Hook::egress, ClsactOwner::guard);
 }
 
+// The guest's own end, seen from where it is.
+InterfaceTarget inside(const Lab& lab) {
+  return {
+      .name = "guest0", .netns_path = "/run/netns/" + lab.name(), .side = Side::workload_egress};
+}
+
 }  // namespace
 
 TEST_CASE("a new attachment drops everything until a policy is published") {
@@ -194,6 +200,35 @@ TEST_CASE("a device that goes frees its slot, and its ifindex means nothing any 
   auto again = plane->attach(InterfaceTarget{.name = "host0", .ifindex = ifindex}, nullptr);
   REQUIRE_FALSE(again);
   CHECK(again.error().code == ENODEV);
+}
+
+TEST_CASE("a filter stays when the one before it goes, whose namespace had the same path") {
+  Lab lab;
+  lab.config.tc_mechanism = "clsact";
+  auto plane = lab.open();
+  const auto former = plane->attach(inside(lab), nullptr);
+  REQUIRE_MESSAGE(former, former.error().message);
+  lab.make_guest();
+  const auto attached = plane->attach(inside(lab), nullptr);
+  REQUIRE_MESSAGE(attached, attached.error().message);
+  REQUIRE(attached->slot != former->slot);
+  REQUIRE(attached->interface->ifindex == former->interface->ifindex);
+  REQUIRE(plane->detach(former->slot));
+  CHECK_FALSE(lab.ping4());
+}
+
+TEST_CASE("no TCX link comes to a device whose namespace has the path of the attached one's") {
+  Lab lab;
+  lab.config.tc_mechanism = "auto";
+  auto plane = lab.open();
+  if (!plane->features().tcx) return;
+  REQUIRE(plane->attach(inside(lab), nullptr));
+  lab.make_guest();
+  for (int i = 0; i < 12; ++i) {
+    plane->poll({});
+    usleep(100'000);
+  }
+  CHECK(lab.ping4());
 }
 
 TEST_CASE("a changed table size carries everything over to new maps") {

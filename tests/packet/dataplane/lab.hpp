@@ -27,9 +27,15 @@ class Lab {
     config.max_attachments = 256;
     config.heap_kib = 1024;
     std::filesystem::remove_all(config.bpffs);
-    run("ip netns del " + name_ + " 2>/dev/null; ip netns add " + name_);
+    run("ip link set lo up");
+    make_guest();
+  }
+  // Or another one in the place of the former.
+  void make_guest() const {
+    run("ip link del host0 2>/dev/null; ip netns del " + name_ + " 2>/dev/null; ip netns add " +
+        name_);
     run("ip link add host0 type veth peer name guest0 netns " + name_);
-    run("ip link set lo up; ip addr add 192.0.2.1/24 dev host0; ip addr add 2001:db8::1/64 dev "
+    run("ip addr add 192.0.2.1/24 dev host0; ip addr add 2001:db8::1/64 dev "
         "host0 nodad; "
         "ip link set host0 up");
     in_guest(
