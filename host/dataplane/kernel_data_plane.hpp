@@ -101,6 +101,8 @@ class KernelDataPlane final : public DataPlane {
   [[nodiscard]] bool is_guarded(const LinkFacts& uplink) const;
   void audit_guards();
   [[nodiscard]] Status guard_cgroup(const std::string& path);
+  void drop_cgroup_guard(std::uint64_t id);
+  void follow_guarded_cgroups();
   [[nodiscard]] Status trust(const std::vector<std::string>& names);
 
   HostConfig config_;
@@ -118,6 +120,11 @@ class KernelDataPlane final : public DataPlane {
   bool dns_routes_ = false;                // made, and to be kept
   std::set<std::string> guard_pins_;       // file names of the pins that the guards in force have
   std::set<std::uint32_t> clsact_guards_;  // ifindexes of uplinks whose guard is a clsact filter
+  struct GuardedCgroup {
+    std::filesystem::path directory;
+    std::uint64_t id = 0;
+  };
+  std::map<std::string, GuardedCgroup> guarded_cgroups_;  // by path
 
   Fd link_events_;  // rtnetlink: devices that go, so that their ifindex is cleared before it is
                     // reused

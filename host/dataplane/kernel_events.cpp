@@ -170,6 +170,7 @@ void KernelDataPlane::poll(const DataPlaneEvents& events) {
   sink_ = nullptr;
   background_.complete();
   read_link_events(events);
+  follow_guarded_cgroups();
   const std::uint64_t now = boot_now().nanoseconds;
   if (now - last_audit_ > kAuditInterval) {
     last_audit_ = now;

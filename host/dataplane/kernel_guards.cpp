@@ -62,6 +62,15 @@ void KernelDataPlane::audit_guards() {
     if (auto guarded = guard_uplink(name); !guarded)
       spdlog::error("guard: {}: unguarded: {}", name, guarded.error().message);
   }
+  for (const auto& path : guards_.parent_cgroups) {
+    const auto known = guarded_cgroups_.find(path);
+    if (known != guarded_cgroups_.end() &&
+        (open_link(links_ / fmt::format("guard-{}", known->second.id)) ||
+         access(known->second.directory.c_str(), F_OK) != 0))
+      continue;
+    if (auto guarded = guard_cgroup(path); !guarded)
+      spdlog::error("unguarded: {}", guarded.error().message);
+  }
 }
 
 Status KernelDataPlane::guard_cgroup(const std::string& path) {
@@ -75,6 +84,10 @@ Status KernelDataPlane::guard_cgroup(const std::string& path) {
         errno, "guard.cgroups: {}: cannot open the cgroup: {}; create it before sluiced starts",
         path, strerror(errno));
   const std::uint64_t id = info.st_ino;
+  if (const auto known = guarded_cgroups_.find(path);
+      known != guarded_cgroups_.end() && known->second.id != id)
+    drop_cgroup_guard(known->second.id);
+  guarded_cgroups_[path] = {directory_path, id};
   const std::uint32_t on = 1;
   if (bpf_map_update_elem(programs_.map(Map::guarded_cgroups), &id, &on, BPF_ANY) != 0)
     return fail_with(errno, "guard.cgroups: {}: cannot be entered: {}", path, strerror(errno));
@@ -87,6 +100,26 @@ Status KernelDataPlane::guard_cgroup(const std::string& path) {
   if (!made)
     return fail_with(made.error().code, "guard.cgroups: {}: {}", path, made.error().message);
   return {};
+}
+
+void KernelDataPlane::drop_cgroup_guard(std::uint64_t id) {
+  const std::string pin_name = fmt::format("guard-{}", id);
+  guard_pins_.erase(pin_name);
+  unlink((links_ / pin_name).c_str());
+  bpf_map_delete_elem(programs_.map(Map::guarded_cgroups), &id);
+}
+
+// A slice goes with its last workload, and is made anew under its name with the next one. A task
+// that enters it wakes this thread.
+void KernelDataPlane::follow_guarded_cgroups() {
+  for (const auto& [path, guarded] : guarded_cgroups_) {
+    struct stat info {};
+    if (stat(guarded.directory.c_str(), &info) != 0 || info.st_ino == guarded.id) continue;
+    if (auto done = guard_cgroup(path); !done)
+      spdlog::error("unguarded: {}", done.error().message);
+    else
+      spdlog::info("guard: {}: was made anew, and is guarded again", path);
+  }
 }
 
 Status KernelDataPlane::trust(const std::vector<std::string>& names) {
@@ -125,9 +158,11 @@ Status KernelDataPlane::set_guards(const GuardSettings& guards) {
   if (auto done = trust(trusted); !done) return done;
   const auto before = std::exchange(guard_pins_, {});
   const auto clsact_before = std::exchange(clsact_guards_, {});
+  const auto cgroups_before = std::exchange(guarded_cgroups_, {});
   const auto stay = [&] {
     guard_pins_.insert(before.begin(), before.end());
     clsact_guards_.insert(clsact_before.begin(), clsact_before.end());
+    guarded_cgroups_.insert(cgroups_before.begin(), cgroups_before.end());
   };
   for (const auto& name : guards.uplinks)
     if (auto done = guard_uplink(name); !done) {

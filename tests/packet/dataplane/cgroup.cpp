@@ -34,9 +34,10 @@ class Cgroup {
  public:
   explicit Cgroup(const std::string& name)
       : path_("/" + name), directory_(find_cgroup2().value() / name) {
-    fs::create_directory(directory_);
+    make();
   }
   ~Cgroup() { remove(); }
+  void make() const { fs::create_directory(directory_); }
   void remove() const {
     std::ofstream(directory_ / "cgroup.kill") << "1";
     for (int i = 0; i < 100 && rmdir(directory_.c_str()) != 0; ++i)
@@ -45,7 +46,7 @@ class Cgroup {
   // Another cgroup of the same name.
   void make_again() const {
     remove();
-    fs::create_directory(directory_);
+    make();
   }
   void enter() const { std::ofstream(directory_ / "cgroup.procs") << getpid() << std::flush; }
   [[nodiscard]] CgroupTarget target() const { return {.path = path_}; }
@@ -302,4 +303,22 @@ TEST_CASE("the cgroup guard drops what an unattached child sends") {
   REQUIRE(plane->publish({.slot = attached->slot, .mode = Mode::allowlist, .policy = &policy}));
   CHECK(in_cgroup(child, send_udp) == 0);
   REQUIRE(plane->set_guards({}));
+}
+
+TEST_CASE("the cgroup guard is there again when its cgroup is removed and made anew") {
+  Lab lab;
+  auto plane = lab.open();
+  const Cgroup parent(fmt::format("sluice-guard-{}", getpid()));
+  REQUIRE(
+      plane->set_guards({.uplinks = {}, .trusted = {}, .parent_cgroups = {parent.target().path}}));
+  plane->poll({});  // nothing but the new name is left to be noticed by the next
+  parent.remove();
+  plane->poll({});
+  parent.make();
+  const Cgroup child(fmt::format("sluice-guard-{}/child", getpid()));
+  plane->poll({});
+  const auto send_udp = [] { return send_to(Fd(socket(AF_INET, SOCK_DGRAM, 0)).get(), kAllowed); };
+  CHECK(in_cgroup(child, send_udp) == EPERM);
+  REQUIRE(plane->set_guards({}));
+  CHECK(in_cgroup(child, send_udp) == 0);
 }
