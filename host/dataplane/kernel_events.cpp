@@ -235,8 +235,9 @@ void KernelDataPlane::sever(std::uint32_t index) {
   request.path = live_.at(index).name;
   request.programs = &programs_;
   request.slot = index;
+  request.incarnation = slot.incarnation;
   // The walk reads the policy as it is when it begins.
-  const auto name = fmt::format("sever {} {}", index, slot.cgroup_id);
+  const auto name = fmt::format("sever {} {}", index, slot.incarnation);
   background_.run_once(name, [request]() -> Background::Completion {
     destroy_denied_sockets(request);
     return {};

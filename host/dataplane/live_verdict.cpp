@@ -68,12 +68,19 @@ __u64 sluice_learned_idle() {
 
 namespace sluice {
 
-std::uint32_t judge_live(const Programs& programs, std::uint32_t slot, const sluice_facts& facts) {
+std::uint32_t judge_live(const Programs& programs, std::uint32_t slot, std::uint64_t incarnation,
+                         const sluice_facts& facts) {
   current = &programs;
-  sluice_slot found{};
-  if (bpf_map_lookup_elem(programs.map(Map::slots), &slot, &found) != 0)
-    return SLUICE_REASON_DENY_INTERNAL;
-  return sluice_judge(&found, found.word, &facts);
+  const auto is_there = [&](sluice_slot& found) {
+    return bpf_map_lookup_elem(programs.map(Map::slots), &slot, &found) == 0 &&
+           found.state == SLUICE_SLOT_LIVE && found.incarnation == incarnation;
+  };
+  sluice_slot found{}, after{};
+  if (!is_there(found)) return SLUICE_REASON_DENY_INTERNAL;
+  const std::uint32_t reason = sluice_judge(&found, found.word, &facts);
+  // What was read on the way was the attachment's if it is there still.
+  if (!is_there(after)) return SLUICE_REASON_DENY_INTERNAL;
+  return reason;
 }
 
 }  // namespace sluice

@@ -9,8 +9,9 @@
 
 namespace sluice {
 
-// enum sluice_reason for a packet of the attachment in `slot`. Any thread; reads maps only.
+// enum sluice_reason for a packet of the attachment in `slot`; DENY_INTERNAL when it has gone, or
+// went meanwhile. Any thread; reads maps only.
 [[nodiscard]] std::uint32_t judge_live(const Programs& programs, std::uint32_t slot,
-                                       const sluice_facts& facts);
+                                       std::uint64_t incarnation, const sluice_facts& facts);
 
 }  // namespace sluice

@@ -381,9 +381,9 @@ bool is_denied(const SeverRequest& request, const inet_diag_req_v2& connection) 
   }
   if (facts.destination_port == SLUICE_DNS_PORT && is_resolver(facts.destination))
     return false;  // led there by us
-  const auto reason = judge_live(*request.programs, request.slot, facts);
-  // Where the policy cannot be read (a large one takes CAP_SYS_ADMIN), its packets are judged
-  // alone.
+  const auto reason = judge_live(*request.programs, request.slot, request.incarnation, facts);
+  // Where the policy cannot be read (a large one takes CAP_SYS_ADMIN), or is not the attachment's
+  // any more, packets are judged alone.
   return reason >= SLUICE_REASON_DENY_NO_ATTACHMENT && reason != SLUICE_REASON_DENY_INTERNAL;
 }
 

@@ -41,6 +41,7 @@ struct SeverRequest {
   std::string path;
   const Programs* programs = nullptr;
   std::uint32_t slot = 0;
+  std::uint64_t incarnation = 0;  // a slot is another attachment's once this one has gone
 };
 void destroy_denied_sockets(const SeverRequest& request);
 

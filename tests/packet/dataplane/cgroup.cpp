@@ -17,6 +17,7 @@
 #include <thread>
 
 #include "dataplane/cgroup_filter.hpp"
+#include "dataplane/socket_sweep.hpp"
 #include "packet/dataplane/lab.hpp"
 #include "packet/dataplane/policies.hpp"
 
@@ -222,10 +223,10 @@ std::array<Fd, 2> listeners_of_guest(const Lab& lab) {
   return listeners;
 }
 
-// A process in the cgroup holds two connections while policy is tightened to kAllowed: the errno of
-// reading from the one to kDenied, EAGAIN when nothing becomes of it; 0 when the one to kAllowed
-// was hurt.
-int error_after_tightening(const Filtered& here, std::chrono::milliseconds patience) {
+// A process in the cgroup holds two connections meanwhile: the errno of reading from the one to
+// kDenied, EAGAIN when nothing becomes of it; 0 when the one to kAllowed was hurt.
+template <typename Deed>
+int error_after(const Filtered& here, std::chrono::milliseconds patience, const Deed& deed) {
   const auto listeners = listeners_of_guest(here.lab);
   int ready[2], gate[2];
   REQUIRE(pipe(ready) == 0);
@@ -252,9 +253,13 @@ int error_after_tightening(const Filtered& here, std::chrono::milliseconds patie
   close(ready[1]);
   char go = 0;
   REQUIRE(read(ready[0], &go, 1) == 1);
-  here.publish(allow({"192.0.2.2/32"}), true);
+  deed();
   CHECK(write(gate[1], "g", 1) == 1);
   return here.status_of(child);
+}
+
+int error_after_tightening(const Filtered& here, std::chrono::milliseconds patience) {
+  return error_after(here, patience, [&] { here.publish(allow({"192.0.2.2/32"}), true); });
 }
 
 TEST_CASE("a tightening resets the connection that it denies, and no other") {
@@ -270,6 +275,30 @@ TEST_CASE("a tightening resets no connection of a cgroup that has the name of a 
   here.plane->poll({});
   here.cgroup.make_again();
   CHECK(error_after_tightening(here, std::chrono::milliseconds(300)) == EAGAIN);
+}
+
+TEST_CASE("a tightening resets no connection by the policy of whoever has its slot by then") {
+  Filtered here;
+  here.publish(allow({"192.0.2.0/24"}));
+  const Cgroup other(fmt::format("sluice-other-{}", getpid()));
+  const auto features = probe_kernel();
+  REQUIRE(features);
+  const auto programs =
+      Programs::load(here.lab.config.bpffs / "maps-1", {}, here.lab.config, *features);
+  REQUIRE_MESSAGE(programs, programs.error().message);
+  const auto error = error_after(here, std::chrono::milliseconds(300), [&] {
+    REQUIRE(here.plane->detach(here.attachment.slot));
+    const auto successor = here.plane->attach(other.target(), nullptr);
+    REQUIRE(successor);
+    REQUIRE(successor->slot == here.attachment.slot);
+    // As it was asked for before, and only now has its turn in the background.
+    destroy_denied_sockets({.cgroup_id = here.attachment.cgroup->cgroup_id,
+                            .path = here.attachment.cgroup->path,
+                            .programs = &*programs,
+                            .slot = here.attachment.slot,
+                            .incarnation = here.attachment.incarnation});
+  });
+  CHECK(error == EAGAIN);
 }
 
 TEST_CASE("a filtered cgroup stays filtered without the daemon, and is adopted with its path") {
