@@ -221,7 +221,7 @@ def test_cgroups_stay_filtered_and_connected(death):
 
             def talk():
                 assert inhabitant.do("send", 0, "c0ffee") == "ok 3"
-                assert inhabitant.do("recv", 0, 5000) == "ok c0ffee"
+                assert inhabitant.do("recv", 0, 60000) == "ok c0ffee"
                 assert not lab.arrives(lambda mark: inhabitant.do("sendto", 1, DENIED4, 9999, mark))[0]
 
             for _ in range(rounds(100, 8)):

@@ -51,7 +51,7 @@ def lab(request):
         yield lab
 
 
-def ask(lab, server, name, transport, timeout=6):
+def ask(lab, server, name, transport, timeout=30):
     query = dns.message.make_query(name + ".", "A", use_edns=0)
     with lab.guest.inside():
         try:

@@ -236,7 +236,7 @@ def test_a_socket_opened_inside_goes_on_after_a_move_between_children(place, wor
         child.move_here(inhabitant.process.pid)
         for _ in range(20):
             assert inhabitant.do("send", 0, "00ff") == "ok 2"
-            assert inhabitant.do("recv", 0, 5000) == "ok 00ff"
+            assert inhabitant.do("recv", 0, 60000) == "ok 00ff"
     child.remove()
 
 
@@ -333,7 +333,7 @@ def test_a_socket_of_a_cgroup_that_was_removed_is_still_the_workloads(place, wor
         third.move_here(inhabitant.process.pid)
         witness_of_a_sweep(place, workload)
         assert inhabitant.do("send", 0, "00ff") == "ok 2"
-        assert inhabitant.do("recv", 0, 5000) == "ok 00ff"
+        assert inhabitant.do("recv", 0, 60000) == "ok 00ff"
     second.remove()
     third.remove()
 
@@ -366,7 +366,7 @@ def test_cgroups_that_come_and_go_do_not_cost_their_neighbours_a_socket(place, w
                 neighbours[number % 20].move_here(inhabitant.process.pid)
                 time.sleep(0.01)
             assert inhabitant.do("send", 0, "00ff") == "ok 2"
-            assert inhabitant.do("recv", 0, 5000) == "ok 00ff"
+            assert inhabitant.do("recv", 0, 60000) == "ok 00ff"
     finally:
         churner.kill()
         churner.wait()

@@ -93,7 +93,7 @@ def test_the_service_unit_grants_what_the_resolver_needs_as_well():
         lab.wait_filtered(daemon)
         assert tcp_exchange(lab.guest, DENIED4, 443) != "ok"
         with lab.guest.inside():
-            answer = dns.query.udp(dns.message.make_query("www.names.example.", "A"), "203.0.113.53", timeout=6)
+            answer = dns.query.udp(dns.message.make_query("www.names.example.", "A"), "203.0.113.53", timeout=30)
         assert [item.to_text() for rrset in answer.answer for item in rrset] == [DENIED4]
         assert tcp_exchange(lab.guest, DENIED4, 443) == "ok"
 
