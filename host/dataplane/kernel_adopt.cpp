@@ -46,11 +46,18 @@ Status KernelDataPlane::adopt_interface(std::uint32_t index, Live& live) {
   const Hook from = slot.workload_is_egress != 0 ? Hook::egress : Hook::ingress;
   const Hook to = from == Hook::ingress ? Hook::egress : Hook::ingress;
   const bool here = slot.netns_cookie == own_netns_;
-  if (auto link = open_link(pin(index, "from")); link) {
+  auto link = open_link(pin(index, "from"));
+  if (link && !(here ? has_tcx(slot.ifindex, from, link->get())
+                     : tcx_ifindex(link->get()) == slot.ifindex)) {
+    // Its device has gone or moved, or it came too late: the earlier daemon ended while it made the
+    // links of one whose place was another's by then.
+    unlink(pin(index, "from").c_str());
+    unlink(pin(index, "to").c_str());
+    link = fail_with(ENODEV, "its link is elsewhere");
+  }
+  if (link) {
     if (auto updated = update_link(link->get(), programs_.program(Program::tc_from)); !updated)
       return updated;
-    if (const std::uint32_t ifindex = tcx_ifindex(link->get()); ifindex != slot.ifindex)
-      return fail_with(ENODEV, "its link is on interface {} now", ifindex);
     live.tcx = true;
     if (auto back = open_link(pin(index, "to")); back) {
       if (auto updated = update_link(back->get(), programs_.program(Program::tc_to)); !updated)

@@ -91,6 +91,15 @@ void KernelDataPlane::unfilter_interface(std::uint32_t index, const Live& live) 
   detach_clsact(slot.ifindex, Hook::egress);
 }
 
+// In the network namespace of its slot. Another device that has the number by now has no filter of
+// ours.
+bool KernelDataPlane::is_filtered(std::uint32_t index, const Live& live) const {
+  const sluice_slot& slot = slots_.at(index);
+  if (!live.tcx) return has_clsact(slot.ifindex, workload_hook(slot));
+  const auto link = open_link(pin(index, "from"));
+  return link && has_tcx(slot.ifindex, workload_hook(slot), link->get());
+}
+
 Result<KernelAttachment> KernelDataPlane::attach(const InterfaceTarget& target,
                                                  const PublishRequest* initial) {
   auto scope = NetnsScope::enter(target.netns_path);
@@ -113,6 +122,11 @@ Result<KernelAttachment> KernelDataPlane::attach(const InterfaceTarget& target,
     if (slot.type != SLUICE_TYPE_INTERFACE || slot.ifindex != link->ifindex ||
         slot.netns_cookie != cookie)
       continue;
+    if (live.doubtful || !is_filtered(index, live)) {
+      live.clsact = false;  // a filter that is there lets nothing pass, and is replaced at once
+      forget(index);
+      break;
+    }
     live.name = link->name;
     live.netns_path = target.netns_path;
     // One of the crowd that is claimed after a start, and like any attach it asks the kernel.

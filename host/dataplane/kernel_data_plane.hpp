@@ -66,6 +66,7 @@ class KernelDataPlane final : public DataPlane {
     std::string netns_path;  // interfaces in another namespace
     bool tcx = false, clsact = false;
     bool converting = false;  // a job attaches TCX links behind the clsact filters
+    bool doubtful = false;    // the device may be another one than was attached
     std::uint32_t policy = 0;
   };
 
@@ -84,6 +85,7 @@ class KernelDataPlane final : public DataPlane {
   [[nodiscard]] Status point_interface(std::uint32_t index, bool on);
   [[nodiscard]] Status filter_interface(std::uint32_t index, Live& live);
   void unfilter_interface(std::uint32_t index, const Live& live);
+  [[nodiscard]] bool is_filtered(std::uint32_t index, const Live& live) const;
   void convert_to_tcx(std::uint32_t index);
   void convert_next();
   void watch_links();
@@ -128,6 +130,7 @@ class KernelDataPlane final : public DataPlane {
 
   Fd link_events_;  // rtnetlink: devices that go, so that their ifindex is cleared before it is
                     // reused
+  bool lost_link_events_ = false;  // since the last audit
   Fd task_attached_, task_forked_;
   ring_buffer* events_ = nullptr;
   const DataPlaneEvents* sink_ = nullptr;  // during poll()

@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "dataplane/cgroup_filter.hpp"
 #include "dataplane/kernel_data_plane.hpp"
@@ -68,6 +69,7 @@ void KernelDataPlane::read_link_events(const DataPlaneEvents& events) {
     const ssize_t got = recv(link_events_.get(), buffer, sizeof(buffer), 0);
     if (got < 0 && errno == ENOBUFS) {
       last_audit_ = 0;  // messages were lost: look at everything
+      lost_link_events_ = true;
       continue;
     }
     if (got <= 0) return;
@@ -98,6 +100,7 @@ void KernelDataPlane::read_link_events(const DataPlaneEvents& events) {
         if (slot.type != SLUICE_TYPE_INTERFACE || slot.ifindex != ifindex ||
             slot.netns_cookie != own_netns_)
           continue;
+        if (is_filtered(index, live)) break;  // it was another's that had the number before
         target_gone(index, "the interface is gone", events);
         break;
       }
@@ -108,6 +111,7 @@ void KernelDataPlane::read_link_events(const DataPlaneEvents& events) {
 // What netlink does not tell, or told while nobody could listen.
 void KernelDataPlane::audit(const DataPlaneEvents& events) {
   std::vector<std::pair<std::uint32_t, std::string>> gone;
+  const bool events_lost = std::exchange(lost_link_events_, false) || !link_events_;
   const auto root = find_cgroup2();
   for (auto& [index, live] : live_) {
     const sluice_slot& slot = slots_.at(index);
@@ -128,14 +132,17 @@ void KernelDataPlane::audit(const DataPlaneEvents& events) {
     char name[IF_NAMESIZE];
     if (if_indextoname(slot.ifindex, name) == nullptr) {
       gone.emplace_back(index, "the interface is gone");
-    } else if (live.clsact && !live.converting) {
-      // Another tool may have deleted the qdisc and our filter with it.
-      const Hook hook = slot.workload_is_egress != 0 ? Hook::egress : Hook::ingress;
-      if (has_clsact(slot.ifindex, hook)) continue;
-      spdlog::error("{}: its clsact filter was removed by someone else; attaching it again",
-                    live.name);
+    } else if (!live.converting && !is_filtered(index, live)) {
+      // Another tool may have deleted the qdisc and our filter with it. Or nobody told that the
+      // device went and another came under its number: that is for whoever attaches it to say.
+      spdlog::error("{}: its filter was removed by someone else; attaching it again", live.name);
+      live.doubtful |= events_lost;
+      unfilter_interface(index, live);
+      live.tcx = live.clsact = false;
       if (auto attached = filter_interface(index, live); !attached)
         spdlog::error("{}: unfiltered: {}", live.name, attached.error().message);
+      else if (live.clsact && features_.tcx && config_.tc_mechanism == "auto")
+        to_convert_.push_back(index);
     }
   }
   for (const auto& [index, reason] : gone) target_gone(index, reason, events);

@@ -11,6 +11,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
@@ -36,6 +37,21 @@ struct TcxInfo {
   std::uint32_t ifindex, attach_type;
   char rest[64];
 };
+// bpf_attr.query as of 6.6, for TCX.
+struct TcxQuery {
+  std::uint32_t ifindex, attach_type, flags, attach_flags;
+  std::uint64_t program_ids;
+  std::uint32_t count, padding;
+  std::uint64_t program_flags, link_ids, link_flags, revision;
+};
+constexpr std::size_t kMostTcx = 64;   // BPF_MPROG_MAX
+
+TcxInfo tcx_info(int link) {
+  TcxInfo info{};
+  std::uint32_t length = sizeof(info);
+  if (bpf_obj_get_info_by_fd(link, &info, &length) != 0) return {};
+  return info;
+}
 
 // Ours among a device's filters: a handle that spells its owner, and the place in the chain.
 constexpr std::uint32_t kAttachmentPriority = 1, kAttachmentHandle = 0x51c3;
@@ -111,7 +127,10 @@ Result<Fd> attach_tcx(std::uint32_t ifindex, Hook hook, int program,
   create.ifindex = ifindex;
   create.attach_type = hook == Hook::ingress ? kTcxIngress : kTcxEgress;
   create.flags = kBefore;
-  Fd link(static_cast<int>(syscall(SYS_bpf, BPF_LINK_CREATE, &create, sizeof(create))));
+  const auto make = [&] {
+    return Fd(static_cast<int>(syscall(SYS_bpf, BPF_LINK_CREATE, &create, sizeof(create))));
+  };
+  Fd link = make();
   if (!link)
     return fail_with(errno, "interface {}: cannot attach a TCX link: {}", ifindex, strerror(errno));
   if (bpf_obj_pin(link.get(), pin.c_str()) != 0)
@@ -171,10 +190,20 @@ Status update_link(int link, int program) {
 }
 
 std::uint32_t tcx_ifindex(int link) {
-  TcxInfo info{};
-  std::uint32_t length = sizeof(info);
-  if (bpf_obj_get_info_by_fd(link, &info, &length) != 0) return 0;
-  return info.ifindex;
+  return tcx_info(link).ifindex;
+}
+
+bool has_tcx(std::uint32_t ifindex, Hook hook, int link) {
+  const TcxInfo info = tcx_info(link);
+  std::array<std::uint32_t, kMostTcx> programs{}, links{};
+  TcxQuery query{};
+  query.program_ids = reinterpret_cast<std::uint64_t>(programs.data());  // or no answer is given
+  query.ifindex = ifindex;
+  query.attach_type = hook == Hook::ingress ? kTcxIngress : kTcxEgress;
+  query.count = links.size();
+  query.link_ids = reinterpret_cast<std::uint64_t>(links.data());
+  return info.id != 0 && syscall(SYS_bpf, BPF_PROG_QUERY, &query, sizeof(query)) == 0 &&
+         std::ranges::find(links, info.id) != links.end();
 }
 
 }  // namespace sluice

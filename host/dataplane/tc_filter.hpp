@@ -43,5 +43,8 @@ void detach_clsact_guards(const std::set<std::uint32_t>& wanted);
 [[nodiscard]] Status update_link(int link, int program);
 // The device a TCX link is on; 0 when the device is gone.
 [[nodiscard]] std::uint32_t tcx_ifindex(int link);
+// Is the link on this device of the calling thread's network namespace? The number alone does not
+// say: a device keeps it when it moves to another namespace, and others come under it here.
+[[nodiscard]] bool has_tcx(std::uint32_t ifindex, Hook hook, int link);
 
 }  // namespace sluice

@@ -37,21 +37,38 @@ class WithoutSysAdmin {
   __user_cap_data_struct data_[2] = {};
 };
 
-// Takes the guard of a device to where an earlier release had it.
-void move_guard_to_former_place(std::uint32_t ifindex) {
+// Of the clsact filter of a device.
+Fd program_of(std::uint32_t ifindex, bpf_tc_attach_point where, ClsactOwner owner) {
   bpf_tc_hook hook{};
   hook.sz = sizeof(hook);
   hook.ifindex = static_cast<int>(ifindex);
-  hook.attach_point = BPF_TC_EGRESS;
+  hook.attach_point = where;
   bpf_tc_opts options{};
   options.sz = sizeof(options);
-  options.handle = 0x51c4;
-  options.priority = 2;
+  options.handle = owner == ClsactOwner::guard ? 0x51c4 : 0x51c3;
+  options.priority = owner == ClsactOwner::guard ? 2 : 1;
   REQUIRE(bpf_tc_query(&hook, &options) == 0);
-  const Fd program(bpf_prog_get_fd_by_id(options.prog_id));
+  Fd program(bpf_prog_get_fd_by_id(options.prog_id));
   REQUIRE(program);
+  return program;
+}
+
+// Takes the guard of a device to where an earlier release had it.
+void move_guard_to_former_place(std::uint32_t ifindex) {
+  const Fd program = program_of(ifindex, BPF_TC_EGRESS, ClsactOwner::guard);
   REQUIRE(attach_clsact(ifindex, Hook::egress, program.get(), ClsactOwner::attachment));
   detach_clsact(ifindex, Hook::egress, ClsactOwner::guard);
+}
+
+InterfaceTarget host0() {
+  return {.name = "host0", .ifindex = Lab::ifindex("host0")};
+}
+
+// More than the data plane's socket holds, so that what the kernel tells next is lost.
+void flood_with_link_events() {
+  std::string batch;
+  for (int i = 0; i < 2000; ++i) batch += fmt::format("link set dev lo alias a{}\\n", i);
+  REQUIRE(Lab::run("printf '" + batch + "' | ip -batch -") == 0);
 }
 
 // The guest's own end, seen from where it is.
@@ -229,6 +246,85 @@ TEST_CASE("no TCX link comes to a device whose namespace has the path of the att
     usleep(100'000);
   }
   CHECK(lab.ping4());
+}
+
+TEST_CASE("a device that has the number of one that went is another, and closed when attached") {
+  Lab lab;
+  for (const char* mechanism : {"clsact", "tcx"}) {
+    CAPTURE(mechanism);
+    lab.config.tc_mechanism = mechanism;
+    auto plane = lab.open();
+    const auto former = plane->attach(host0(), nullptr);
+    REQUIRE(former);
+    const auto policy = compiled(allow({"192.0.2.1/32"}));
+    REQUIRE(plane->publish({.slot = former->slot, .mode = Mode::allowlist, .policy = &policy}));
+    lab.make_guest(former->interface->ifindex);
+    const auto attached = plane->attach(host0(), nullptr);
+    REQUIRE(attached);
+    REQUIRE(attached->interface->ifindex == former->interface->ifindex);
+    CHECK(attached->incarnation != former->incarnation);
+    CHECK_FALSE(lab.ping4());
+    plane->poll({});  // hears of the former's end only now
+    CHECK_FALSE(lab.ping4());
+    REQUIRE(plane->detach(attached->slot));
+  }
+}
+
+TEST_CASE("a device whose coming nobody told is filtered, and closed when attached") {
+  Lab lab;
+  for (const char* mechanism : {"clsact", "tcx"}) {
+    CAPTURE(mechanism);
+    lab.config.tc_mechanism = mechanism;
+    auto plane = lab.open();
+    const auto former = plane->attach(host0(), nullptr);
+    REQUIRE(former);
+    const auto elsewhere = compiled(allow({"198.51.100.0/24"}));
+    REQUIRE(plane->publish({.slot = former->slot, .mode = Mode::allowlist, .policy = &elsewhere}));
+    plane->poll({});
+    flood_with_link_events();
+    lab.make_guest(former->interface->ifindex);
+    CHECK(lab.ping4());
+    plane->poll({});
+    CHECK_FALSE(lab.ping4());
+    const auto attached = plane->attach(host0(), nullptr);
+    REQUIRE_MESSAGE(attached, attached.error().message);
+    CHECK(attached->incarnation != former->incarnation);
+    CHECK(attached->mode == Mode::block_all);
+    REQUIRE(plane->detach(attached->slot));
+  }
+}
+
+TEST_CASE("a device that took the number of one that moved away is not adopted for it") {
+  Lab lab;
+  lab.make_guest(77);  // a number that is free in the guest's namespace too
+  lab.config.tc_mechanism = "tcx";
+  REQUIRE(lab.open()->attach(host0(), nullptr));
+  REQUIRE(lab.run("ip link set host0 netns " + lab.name()) == 0);
+  REQUIRE(lab.run("ip link add host0 index 77 type veth peer host1") == 0);
+  CHECK(lab.open()->adopted().empty());
+}
+
+TEST_CASE(
+    "links that an ended daemon made too late for another device take nothing from the slot") {
+  Lab lab;
+  std::uint64_t incarnation = 0;
+  lab.config.tc_mechanism = "clsact";
+  {
+    auto plane = lab.open();
+    if (!plane->features().tcx) return;
+    const auto attached = plane->attach(host0(), nullptr);
+    REQUIRE(attached);
+    incarnation = attached->incarnation;
+  }
+  REQUIRE(lab.run("ip link add other0 type veth peer other1") == 0);
+  const Fd program = program_of(lab.ifindex("host0"), BPF_TC_INGRESS, ClsactOwner::attachment);
+  REQUIRE(attach_tcx(lab.ifindex("other0"), Hook::ingress, program.get(),
+                     lab.config.bpffs / "links/1-from"));
+  const auto plane = lab.open();
+  const auto adopted = plane->adopted();
+  REQUIRE(adopted.size() == 1);
+  CHECK(adopted[0].incarnation == incarnation);
+  CHECK_FALSE(lab.ping4());
 }
 
 TEST_CASE("a changed table size carries everything over to new maps") {

@@ -30,11 +30,12 @@ class Lab {
     run("ip link set lo up");
     make_guest();
   }
-  // Or another one in the place of the former.
-  void make_guest() const {
+  // Or another one in the place of the former, on request with a certain number for "host0".
+  void make_guest(std::uint32_t ifindex = 0) const {
     run("ip link del host0 2>/dev/null; ip netns del " + name_ + " 2>/dev/null; ip netns add " +
         name_);
-    run("ip link add host0 type veth peer name guest0 netns " + name_);
+    run("ip link add host0 " + (ifindex == 0 ? "" : fmt::format("index {} ", ifindex)) +
+        "type veth peer name guest0 netns " + name_);
     run("ip addr add 192.0.2.1/24 dev host0; ip addr add 2001:db8::1/64 dev "
         "host0 nodad; "
         "ip link set host0 up");
