@@ -45,6 +45,7 @@ struct TcxQuery {
   std::uint64_t program_flags, link_ids, link_flags, revision;
 };
 constexpr std::size_t kMostTcx = 64;   // BPF_MPROG_MAX
+constexpr int kReleasePatience = 200;  // ms
 
 TcxInfo tcx_info(int link) {
   TcxInfo info{};
@@ -131,6 +132,12 @@ Result<Fd> attach_tcx(std::uint32_t ifindex, Hook hook, int program,
     return Fd(static_cast<int>(syscall(SYS_bpf, BPF_LINK_CREATE, &create, sizeof(create))));
   };
   Fd link = make();
+  // A program is but once on a device, and a former link whose pin went is gone only some
+  // milliseconds later.
+  for (int i = 0; i < kReleasePatience && !link && errno == EEXIST; ++i) {
+    usleep(1000);
+    link = make();
+  }
   if (!link)
     return fail_with(errno, "interface {}: cannot attach a TCX link: {}", ifindex, strerror(errno));
   if (bpf_obj_pin(link.get(), pin.c_str()) != 0)

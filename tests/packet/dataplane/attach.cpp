@@ -270,6 +270,17 @@ TEST_CASE("a device that has the number of one that went is another, and closed 
   }
 }
 
+TEST_CASE("a device that is detached and attached again at once has its filter") {
+  Lab lab;
+  lab.config.tc_mechanism = "tcx";
+  auto plane = lab.open();
+  for (int i = 0; i < 10; ++i) {
+    const auto attached = plane->attach(host0(), nullptr);
+    REQUIRE_MESSAGE(attached, attached.error().message);
+    REQUIRE(plane->detach(attached->slot));
+  }
+}
+
 TEST_CASE("a device whose coming nobody told is filtered, and closed when attached") {
   Lab lab;
   for (const char* mechanism : {"clsact", "tcx"}) {
