@@ -88,8 +88,16 @@ void KernelDataPlane::read_link_events(const DataPlaneEvents& events) {
         if (std::ranges::find(guards_.uplinks, name) != guards_.uplinks.end())
           if (auto guarded = guard_uplink(name); !guarded)
             spdlog::error("guard: {}", guarded.error().message);
-        if (std::ranges::find(guards_.trusted, name) != guards_.trusted.end()) [[maybe_unused]]
-          const auto trusted = trust(guards_.trusted);
+        // By its name: one that has it now, and one that had it and goes by another.
+        const auto at = static_cast<std::uint32_t>(info->ifi_index);
+        std::uint32_t trusted = 0;
+        const bool was_trusted =
+            bpf_map_lookup_elem(programs_.map(Map::trusted_interfaces), &at, &trusted) == 0;
+        const bool is_named = std::ranges::find(guards_.trusted, name) != guards_.trusted.end();
+        if (was_trusted != is_named) {
+          if (auto done = trust(guards_.trusted); !done)
+            spdlog::error("guard: {}", done.error().message);
+        }
         continue;
       }
       const auto ifindex = static_cast<std::uint32_t>(info->ifi_index);

@@ -62,6 +62,9 @@ void KernelDataPlane::audit_guards() {
     if (auto guarded = guard_uplink(name); !guarded)
       spdlog::error("guard: {}: unguarded: {}", name, guarded.error().message);
   }
+  // A number that was trusted may be another device's, where link events were lost.
+  if (!guards_.uplinks.empty())
+    if (auto done = trust(guards_.trusted); !done) spdlog::error("guard: {}", done.error().message);
   for (const auto& path : guards_.parent_cgroups) {
     const auto known = guarded_cgroups_.find(path);
     if (known != guarded_cgroups_.end() &&

@@ -188,6 +188,45 @@ TEST_CASE("an earlier release's clsact guard is found and removed without CAP_SY
   CHECK_FALSE(has_clsact(ifindex, Hook::egress));
 }
 
+TEST_CASE("a device is trusted by the name that it has, not by the one that it had") {
+  Lab lab;
+  auto plane = lab.open();
+  REQUIRE(lab.run("ip link add wg0 type veth peer other0") == 0);
+  GuardSettings guarded;
+  guarded.uplinks = {"host0"};
+  guarded.trusted = {"wg0"};
+  REQUIRE(plane->set_guards(guarded));
+  plane->poll({});
+  const Fd map(bpf_obj_get((lab.config.bpffs / "maps-1/trusted_interfaces").c_str()));
+  REQUIRE(map);
+  const auto is_trusted = [&](const char* name) {
+    const std::uint32_t ifindex = Lab::ifindex(name);
+    std::uint32_t value = 0;
+    return bpf_map_lookup_elem(map.get(), &ifindex, &value) == 0;
+  };
+  REQUIRE(is_trusted("wg0"));
+  SUBCASE("it has another name") {
+    REQUIRE(lab.run("ip link set wg0 name tap0") == 0);
+    plane->poll({});
+    CHECK_FALSE(is_trusted("tap0"));
+  }
+  SUBCASE("it went, another has its number, and nobody told") {
+    flood_with_link_events();
+    const auto number = fmt::format("{}", Lab::ifindex("wg0"));
+    REQUIRE(lab.run("ip link del wg0; ip link add tap0 index " + number +
+                    " type veth peer other1") == 0);
+    plane->poll({});
+    CHECK_FALSE(is_trusted("tap0"));
+  }
+  SUBCASE("it came later") {
+    REQUIRE(lab.run("ip link set wg0 name tap0; ip link set other0 name wg0") == 0);
+    plane->poll({});
+    CHECK(is_trusted("wg0"));
+    CHECK_FALSE(is_trusted("tap0"));
+  }
+  REQUIRE(plane->set_guards({}));
+}
+
 TEST_CASE("the filter of an attachment is none of the guards that go") {
   Lab lab;
   lab.config.tc_mechanism = "clsact";
