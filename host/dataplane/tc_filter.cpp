@@ -209,8 +209,11 @@ bool has_tcx(std::uint32_t ifindex, Hook hook, int link) {
   query.attach_type = hook == Hook::ingress ? kTcxIngress : kTcxEgress;
   query.count = links.size();
   query.link_ids = reinterpret_cast<std::uint64_t>(links.data());
-  return info.id != 0 && syscall(SYS_bpf, BPF_PROG_QUERY, &query, sizeof(query)) == 0 &&
-         std::ranges::find(links, info.id) != links.end();
+  if (syscall(SYS_bpf, BPF_PROG_QUERY, &query, sizeof(query)) == 0)
+    return info.id != 0 && std::ranges::find(links, info.id) != links.end();
+  // ENOENT: the device has none. Where the kernel cannot say for another reason, a filter that
+  // stands is not taken off for it.
+  return errno != ENOENT && errno != ENODEV && info.ifindex == ifindex;
 }
 
 }  // namespace sluice
