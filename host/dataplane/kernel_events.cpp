@@ -17,6 +17,7 @@
 #include <utility>
 
 #include "dataplane/cgroup_filter.hpp"
+#include "dataplane/connection_reset.hpp"
 #include "dataplane/kernel_data_plane.hpp"
 #include "dataplane/socket_sweep.hpp"
 #include "dataplane/tc_filter.hpp"

@@ -1,5 +1,5 @@
-// Sockets that a cgroup's own hooks do not reach, or that outlive a permission. Both walk in the
-// background: they open files of other processes and network namespaces.
+// Sockets that a cgroup's own hooks do not reach. In the background: it opens files of other
+// processes.
 #pragma once
 
 #include <cstdint>
@@ -33,16 +33,5 @@ struct SocketSweep {
   Unsettled unsettled;  // of the sweeps before; updated
 };
 void shut_foreign_sockets(SocketSweep& sweep);
-
-// After a tightening: TCP connections of a cgroup's sockets to destinations that its policy now
-// denies are reset (SOCK_DESTROY), so that applications notice at once.
-struct SeverRequest {
-  std::uint64_t cgroup_id = 0;
-  std::string path;
-  const Programs* programs = nullptr;
-  std::uint32_t slot = 0;
-  std::uint64_t incarnation = 0;  // a slot is another attachment's once this one has gone
-};
-void destroy_denied_sockets(const SeverRequest& request);
 
 }  // namespace sluice

@@ -17,7 +17,7 @@
 #include <thread>
 
 #include "dataplane/cgroup_filter.hpp"
-#include "dataplane/socket_sweep.hpp"
+#include "dataplane/connection_reset.hpp"
 #include "packet/dataplane/lab.hpp"
 #include "packet/dataplane/policies.hpp"
 
