@@ -5,12 +5,12 @@
 #include <bpf/bpf.h>
 #include <net/if.h>
 #include <spdlog/spdlog.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstring>
 
 #include "dataplane/cgroup_filter.hpp"
+#include "dataplane/cgroup_walk.hpp"
 #include "dataplane/dns_route.hpp"
 #include "dataplane/kernel_data_plane.hpp"
 #include "dataplane/tc_filter.hpp"
@@ -25,17 +25,8 @@ std::map<std::uint64_t, std::string> cgroup_paths(const std::set<std::uint64_t>&
   std::map<std::uint64_t, std::string> found;
   const auto root = find_cgroup2();
   if (!root || wanted.empty()) return found;
-  std::error_code error;
-  for (fs::recursive_directory_iterator
-           at(*root, fs::directory_options::skip_permission_denied, error),
-       end;
-       at != end && !error; at.increment(error)) {
-    if (!at->is_directory(error)) continue;
-    struct stat info {};
-    if (stat(at->path().c_str(), &info) != 0 || !wanted.contains(info.st_ino)) continue;
-    found[info.st_ino] = "/" + at->path().lexically_relative(*root).string();
-    if (found.size() == wanted.size()) break;
-  }
+  for (const auto& [id, directory] : cgroups_below(*root))
+    if (wanted.contains(id)) found[id] = "/" + directory.lexically_relative(*root).string();
   return found;
 }
 

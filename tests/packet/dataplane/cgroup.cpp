@@ -316,6 +316,26 @@ TEST_CASE("a filtered cgroup stays filtered without the daemon, and is adopted w
   CHECK(in_cgroup(here.cgroup, [] { return connect_to(kDenied); }) == EPERM);
 }
 
+TEST_CASE("a filtered cgroup is adopted while others come and go") {
+  Filtered here;
+  here.publish(allow({"192.0.2.2/32"}));
+  std::jthread churner([](const std::stop_token& end) {
+    const fs::path root = find_cgroup2().value();
+    const auto each = [&](const auto& deed) {
+      for (int i = 0; i < 100; ++i) deed(root / fmt::format("sluice-passing-{}-{}", getpid(), i));
+    };
+    while (!end.stop_requested()) {
+      each([](const fs::path& passing) { mkdir(passing.c_str(), 0755); });
+      each([](const fs::path& passing) { rmdir(passing.c_str()); });
+    }
+  });
+  for (int i = 0; i < 10; ++i) {
+    here.plane.reset();
+    here.plane = here.lab.open();
+    REQUIRE(here.plane->adopted().size() == 1);
+  }
+}
+
 TEST_CASE("the cgroup guard drops what an unattached child sends") {
   Lab lab;
   auto plane = lab.open();
