@@ -130,7 +130,8 @@ class KernelDataPlane final : public DataPlane {
 
   Fd link_events_;  // rtnetlink: devices that go, so that their ifindex is cleared before it is
                     // reused
-  bool lost_link_events_ = false;  // since the last audit
+  bool lost_link_events_ = false;    // since the last audit
+  std::uint32_t audited_below_ = 0;  // slots that the audit under way has seen; 0: none is
   Fd task_attached_, task_forked_;
   ring_buffer* events_ = nullptr;
   const DataPlaneEvents* sink_ = nullptr;  // during poll()

@@ -30,6 +30,8 @@ constexpr std::uint64_t kAuditInterval = 5 * kSecond, kSweepInterval = 10 * kSec
                         kUnsettledInterval = kSecond / 10;
 // As many as half the ring holds: whoever fills it all the time does not keep this thread.
 constexpr unsigned kEventsPerTurn = 1024;
+// Some 30 us each, for the kernel's lock on devices: a thousand at once would keep this thread.
+constexpr unsigned kAuditedPerTurn = 64;
 
 }  // namespace
 
@@ -117,12 +119,16 @@ void KernelDataPlane::read_link_events(const DataPlaneEvents& events) {
   }
 }
 
-// What netlink does not tell, or told while nobody could listen.
+// What netlink does not tell, some at a time; or told while nobody could listen: all at once.
 void KernelDataPlane::audit(const DataPlaneEvents& events) {
   std::vector<std::pair<std::uint32_t, std::string>> gone;
   const bool events_lost = std::exchange(lost_link_events_, false) || !link_events_;
   const auto root = find_cgroup2();
-  for (auto& [index, live] : live_) {
+  if (events_lost) audited_below_ = 0;
+  auto at = live_.lower_bound(audited_below_);
+  for (unsigned seen = 0; at != live_.end() && (events_lost || seen < kAuditedPerTurn);
+       ++at, ++seen) {
+    auto& [index, live] = *at;
     const sluice_slot& slot = slots_.at(index);
     if (slot.type == SLUICE_TYPE_CGROUP) {
       struct stat info {};
@@ -154,8 +160,9 @@ void KernelDataPlane::audit(const DataPlaneEvents& events) {
         to_convert_.push_back(index);
     }
   }
+  audited_below_ = at == live_.end() ? 0 : at->first;
   for (const auto& [index, reason] : gone) target_gone(index, reason, events);
-  audit_guards();
+  if (audited_below_ == 0) audit_guards();
 }
 
 // Heap space that no word refers to may still be read by a program that began before the flip, and
@@ -188,8 +195,8 @@ void KernelDataPlane::poll(const DataPlaneEvents& events) {
   read_link_events(events);
   follow_guarded_cgroups();
   const std::uint64_t now = boot_now().nanoseconds;
-  if (now - last_audit_ > kAuditInterval) {
-    last_audit_ = now;
+  if (audited_below_ != 0 || now - last_audit_ > kAuditInterval) {
+    if (audited_below_ == 0 || lost_link_events_) last_audit_ = now;
     audit(events);
   }
   const std::uint32_t zero = 0;

@@ -320,6 +320,28 @@ TEST_CASE("a device that is detached and attached again at once has its filter")
   }
 }
 
+TEST_CASE("a filter that someone removed is set again, however many there are") {
+  constexpr int kCrowd = 70;  // more than are looked at in one turn
+  Lab lab;
+  lab.config.tc_mechanism = "clsact";
+  std::string batch;
+  for (int i = 0; i < kCrowd; ++i)
+    batch += fmt::format("link add a{0} type veth peer name b{0}\\n", i);
+  REQUIRE(Lab::run("printf '" + batch + "' | ip -batch -") == 0);
+  auto plane = lab.open();  // which has no word of them: lost events have all looked at
+  for (int i = 0; i < kCrowd; ++i) {
+    const auto name = fmt::format("a{}", i);
+    REQUIRE(plane->attach(InterfaceTarget{.name = name, .ifindex = Lab::ifindex(name.c_str())},
+                          nullptr));
+  }
+  for (const char* name : {"a0", "a69"})
+    REQUIRE(lab.run(fmt::format("tc qdisc del dev {} clsact", name)) == 0);
+  plane->poll({});
+  CHECK(has_clsact(Lab::ifindex("a0"), Hook::ingress));
+  plane->poll({});
+  CHECK(has_clsact(Lab::ifindex("a69"), Hook::ingress));
+}
+
 TEST_CASE("a device whose coming nobody told is filtered, and closed when attached") {
   Lab lab;
   for (const char* mechanism : {"clsact", "tcx"}) {
