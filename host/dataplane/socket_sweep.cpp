@@ -173,14 +173,15 @@ bool shut_socket(Visit& visit, const SocketRow& row) {
   const auto socket = taken(visit, row);
   if (!socket) {
     const int code = socket.error();
-    visit.out_of_reach |= code == EINVAL;
+    // Also of a thread that ends at this moment (to kernel 6.14): no process is ended for that.
+    visit.out_of_reach |= code == EINVAL && !Fd(pidfd_open_thread(static_cast<unsigned>(getpid())));
     if (code == EPERM && visit.unreachable.insert(row.fd).second)
       spdlog::error(
           "{}: {} (pid {}) brought socket {} into the cgroup, and it cannot be reached to be shut: "
           "{}; CAP_SYS_PTRACE is needed",
           visit.path, command_of(visit.task), visit.task, row.fd, strerror(code));
     // It may have another number by now, or its thread has ended.
-    return code == EBADF || code == ESRCH;
+    return code == EBADF || code == ESRCH || code == EINVAL;
   }
   // Another socket may have the number by now, one of the workload's own.
   struct stat info {};

@@ -64,6 +64,14 @@ InterfaceTarget host0() {
   return {.name = "host0", .ifindex = Lab::ifindex("host0")};
 }
 
+KernelAttachment attach_host0(KernelDataPlane& plane, const char* allowed) {
+  const auto attached = plane.attach(host0(), nullptr);
+  REQUIRE(attached);
+  const auto policy = compiled(allow({allowed}));
+  REQUIRE(plane.publish({.slot = attached->slot, .mode = Mode::allowlist, .policy = &policy}));
+  return *attached;
+}
+
 // More than the data plane's socket holds, so that what the kernel tells next is lost.
 void flood_with_link_events() {
   std::string batch;
@@ -293,15 +301,12 @@ TEST_CASE("a device that has the number of one that went is another, and closed 
     CAPTURE(mechanism);
     lab.config.tc_mechanism = mechanism;
     auto plane = lab.open();
-    const auto former = plane->attach(host0(), nullptr);
-    REQUIRE(former);
-    const auto policy = compiled(allow({"192.0.2.1/32"}));
-    REQUIRE(plane->publish({.slot = former->slot, .mode = Mode::allowlist, .policy = &policy}));
-    lab.make_guest(former->interface->ifindex);
+    const auto former = attach_host0(*plane, "192.0.2.1/32");
+    lab.make_guest(former.interface->ifindex);
     const auto attached = plane->attach(host0(), nullptr);
     REQUIRE(attached);
-    REQUIRE(attached->interface->ifindex == former->interface->ifindex);
-    CHECK(attached->incarnation != former->incarnation);
+    REQUIRE(attached->interface->ifindex == former.interface->ifindex);
+    CHECK(attached->incarnation != former.incarnation);
     CHECK_FALSE(lab.ping4());
     plane->poll({});  // hears of the former's end only now
     CHECK_FALSE(lab.ping4());
@@ -348,19 +353,16 @@ TEST_CASE("a device whose coming nobody told is filtered, and closed when attach
     CAPTURE(mechanism);
     lab.config.tc_mechanism = mechanism;
     auto plane = lab.open();
-    const auto former = plane->attach(host0(), nullptr);
-    REQUIRE(former);
-    const auto elsewhere = compiled(allow({"198.51.100.0/24"}));
-    REQUIRE(plane->publish({.slot = former->slot, .mode = Mode::allowlist, .policy = &elsewhere}));
+    const auto former = attach_host0(*plane, "198.51.100.0/24");
     plane->poll({});
     flood_with_link_events();
-    lab.make_guest(former->interface->ifindex);
+    lab.make_guest(former.interface->ifindex);
     CHECK(lab.ping4());
     plane->poll({});
     CHECK_FALSE(lab.ping4());
     const auto attached = plane->attach(host0(), nullptr);
     REQUIRE_MESSAGE(attached, attached.error().message);
-    CHECK(attached->incarnation != former->incarnation);
+    CHECK(attached->incarnation != former.incarnation);
     CHECK(attached->mode == Mode::block_all);
     REQUIRE(plane->detach(attached->slot));
   }

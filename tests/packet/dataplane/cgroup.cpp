@@ -121,6 +121,33 @@ struct Filtered {
   }
 };
 
+// A child and the test wait for each other.
+class Turns {
+ public:
+  Turns() { REQUIRE((pipe(ready_) == 0 && pipe(gate_) == 0)); }
+  ~Turns() {
+    for (const int end : {ready_[0], gate_[0], gate_[1]}) close(end);
+  }
+  Turns(const Turns&) = delete;
+  Turns& operator=(const Turns&) = delete;
+
+  // In the child: says that it is ready, and waits until it may go on.
+  [[nodiscard]] bool ready_and_told() const {
+    char go = 0;
+    return write(ready_[1], "r", 1) == 1 && read(gate_[0], &go, 1) == 1;
+  }
+  // Once, after the fork; fails when the child has ended.
+  void wait() const {
+    close(ready_[1]);
+    char made = 0;
+    REQUIRE(read(ready_[0], &made, 1) == 1);
+  }
+  void go() const { CHECK(write(gate_[1], "g", 1) == 1); }
+
+ private:
+  int ready_[2], gate_[2];
+};
+
 // In a child: until `wanted` is so, or it cannot be expected any more.
 template <typename Wanted>
 bool comes(const Wanted& wanted, std::chrono::milliseconds patience = std::chrono::minutes(1)) {
@@ -180,28 +207,21 @@ TEST_CASE("the sockets of a cgroup that has the name of a removed one are its ow
   here.publish(allow({"192.0.2.2/32"}));
   here.plane->poll({});  // which finds by itself that a cgroup is gone, but only after seconds
   here.cgroup.make_again();
-  int ready[2], gate[2];
-  REQUIRE(pipe(ready) == 0);
-  REQUIRE(pipe(gate) == 0);
+  const Turns turns;
   const pid_t child = fork();
   if (child == 0) {
     here.cgroup.enter();
     const Fd udp(socket(AF_INET, SOCK_DGRAM, 0));
-    char go = 0;
-    if (write(ready[1], "r", 1) != 1 || read(gate[0], &go, 1) != 1) _exit(1);
+    if (!turns.ready_and_told()) _exit(1);
     _exit(send_to(udp.get(), kAllowed) == 0 ? 0 : 2);
   }
-  close(ready[1]);
-  char made = 0;
-  REQUIRE(read(ready[0], &made, 1) == 1);
+  turns.wait();
   for (int i = 0; i < 50; ++i) {
     here.plane->poll({});
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
-  CHECK(write(gate[1], "g", 1) == 1);
-  int status = 0;
-  waitpid(child, &status, 0);
-  CHECK(WEXITSTATUS(status) == 0);
+  turns.go();
+  CHECK(here.status_of(child) == 0);
 }
 
 // Sockets that listen in the guest; nobody has to accept for a connection to stand.
@@ -228,9 +248,7 @@ std::array<Fd, 2> listeners_of_guest(const Lab& lab) {
 template <typename Deed>
 int error_after(const Filtered& here, std::chrono::milliseconds patience, const Deed& deed) {
   const auto listeners = listeners_of_guest(here.lab);
-  int ready[2], gate[2];
-  REQUIRE(pipe(ready) == 0);
-  REQUIRE(pipe(gate) == 0);
+  const Turns turns;
   const pid_t child = fork();
   if (child == 0) {
     here.cgroup.enter();
@@ -238,8 +256,7 @@ int error_after(const Filtered& here, std::chrono::milliseconds patience, const 
     const sockaddr_in a = address(kAllowed, 4001), b = address(kDenied, 4001);
     if (connect(kept.get(), reinterpret_cast<const sockaddr*>(&a), sizeof(a)) != 0) _exit(0);
     if (connect(cut.get(), reinterpret_cast<const sockaddr*>(&b), sizeof(b)) != 0) _exit(0);
-    char go = 0;
-    if (write(ready[1], "r", 1) != 1 || read(gate[0], &go, 1) != 1) _exit(0);
+    if (!turns.ready_and_told()) _exit(0);
     int error = 0;
     comes(
         [&] {
@@ -250,11 +267,9 @@ int error_after(const Filtered& here, std::chrono::milliseconds patience, const 
         patience);
     _exit(send(kept.get(), "x", 1, MSG_NOSIGNAL) == 1 ? error : 0);
   }
-  close(ready[1]);
-  char go = 0;
-  REQUIRE(read(ready[0], &go, 1) == 1);
+  turns.wait();
   deed();
-  CHECK(write(gate[1], "g", 1) == 1);
+  turns.go();
   return here.status_of(child);
 }
 
