@@ -111,8 +111,10 @@ TEST_CASE("learning threads against changing rules, and attachments that come an
   std::mt19937 random(99);
   std::vector<std::pair<AttachmentId, std::uint32_t>> detached;  // with their scopes
   for (int step = 0; step < 600; ++step) {
-    allowed = calls.load() + 48;
-    for (const auto goal = calls.load() + 8; calls.load() < goal;) std::this_thread::yield();
+    // One look for both: the workers may reach `allowed` before a second one, and then wait for it.
+    const auto before = calls.load();
+    allowed = before + 48;
+    while (calls.load() < before + 8) std::this_thread::yield();
     const auto at = random() % kPlaces;
     if (random() % 10 == 0) {
       const AttachmentId id{places[at].id.load()};
