@@ -80,7 +80,7 @@ struct Stage {
   }
 
   // One life of a daemon: runs, calls `act` on the loop when it is ready, ends when `act` has asked
-  // for it. Returns the exit status.
+  // for it. Returns the exit status. What does not come within a minute never will.
   int live(const std::function<void(Daemon&)>& act) {
     auto daemon = Daemon::start(folder.config(), parts());
     if (!daemon) errors = daemon.error();
@@ -89,7 +89,14 @@ struct Stage {
       ready += 1;
       act(**daemon);
     });
-    return (*daemon)->run();
+    bool waited_in_vain = false;
+    (*daemon)->loop().after(std::chrono::minutes(1), [&] {
+      waited_in_vain = true;
+      (*daemon)->request_stop();
+    });
+    const int status = (*daemon)->run();
+    CHECK_FALSE(waited_in_vain);
+    return status;
   }
 
   // Calls `then` on the loop once `condition` holds there; plugins answer in their own time.
