@@ -115,13 +115,15 @@ CheckReport check_configuration(const std::filesystem::path& file, uid_t library
     report.errors = {pipe.error().message};
     return report;
   }
+  const auto asker = ::getpid();
   const auto child = ::fork();
   if (child < 0) {
     report.errors = {fmt::format("cannot fork: {}", std::strerror(errno))};
     return report;
   }
   if (child == 0) {
-    ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // a hanging plugin does not outlive whoever asked
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);    // a hanging plugin does not outlive whoever asked
+    if (::getppid() != asker) ::_exit(1);  // who died before that was said
     pipe->read.reset();
     Report out(pipe->write.get());
     look_at_everything(file, library_owner, out);
