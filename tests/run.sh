@@ -12,12 +12,13 @@ set -euo pipefail
 umask 022  # plugins that others may write are refused
 
 preset=dev
+patience=()
 arguments=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --asan) preset=asan ;;
     --tsan) preset=tsan ;;
-    --full) export SLUICE_FULL=1 ;;
+    --full) export SLUICE_FULL=1; patience=(--timeout 7200) ;;
     --) shift; arguments=("$@"); break ;;
     *) sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
   esac
@@ -49,7 +50,7 @@ export SLUICE_NO_SKIPS=1
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 status=0
-ctest --preset "$preset" -j "$(nproc)" "${arguments[@]}" 2>&1 | tee "$log" || status=$?
+ctest --preset "$preset" -j "$(nproc)" "${patience[@]}" "${arguments[@]}" 2>&1 | tee "$log" || status=$?
 if grep -Eq '\*\*\*(Skipped|Not Run)' "$log"; then
   echo "tests/run.sh: a test was skipped; every test must run here, see the list above" >&2
   status=1
