@@ -91,12 +91,12 @@ void StaticPlugin::stop() {
 
 // ---- files --------------------------------------------------------------------------------------
 
-void StaticPlugin::load(PolicyLoader& loader) {
+std::optional<PolicySet> StaticPlugin::read(PolicyLoader& loader) {
   if (watch_) watch_->drain();  // of no interest: it is read now
   auto result = loader.load(set_, beginnings_, moment());
   touched_ = std::move(result.touched);
   watch_paths();
-  if (is_held()) return;
+  if (is_held()) return std::nullopt;
   // Once each: a directory that stays empty is looked at again with every event.
   for (const auto& warning : result.warnings)
     if (std::ranges::find(warned_, warning) == warned_.end()) log(sdk::LogLevel::warning, warning);
@@ -110,17 +110,33 @@ void StaticPlugin::load(PolicyLoader& loader) {
             result.errors.size() == 1 ? std::string("an error")
                                       : fmt::format("{} errors", result.errors.size()),
             result.errors.size() == 1 ? "" : "the first: ", result.errors.front().message()));
-  apply(*result.set);
-  set_ = *std::move(result.set);
+  return std::move(result.set);
+}
+
+void StaticPlugin::take(PolicySet set) {
+  apply(set);
+  set_ = std::move(set);
   said_.clear();
   remember_beginnings();
 }
 
+void StaticPlugin::load(PolicyLoader& loader) {
+  if (auto set = read(loader)) take(*std::move(set));
+}
+
 void StaticPlugin::reload() {
+  bool is_sound = false;
   try {
-    load(loader_);
+    auto set = read(loader_);
+    if (!set) return;
+    is_sound = true;
+    take(*std::move(set));
   } catch (const sdk::Error& error) {
-    say_once(fmt::format("policies are not reloaded, the ones in force stay: {}", error.message()));
+    // The files will not get better by themselves; what the host lacks may come.
+    if (is_sound) set_timer(kSettled, kRetryInterval);
+    say_once(fmt::format(
+        "policies are not reloaded, the ones in force stay: {}{}", error.message(),
+        is_sound ? fmt::format("; tried again every {} s", kRetryInterval.count()) : ""));
   }
 }
 

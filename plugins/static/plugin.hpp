@@ -54,8 +54,11 @@ class StaticPlugin : public sdk::Plugin, public sdk::PolicySource {
     Policies policies;
   };
 
-  // Reads everything and brings it into force, unless a file is being written; then it comes again.
-  // On any fault what is in force stays. Throws Error with the first fault after all are logged.
+  // Everything that is in the files, or nothing while one is being written; then it comes again.
+  // Throws Error with the first fault after all are logged.
+  std::optional<PolicySet> read(PolicyLoader& loader);
+  // Into force, as a whole; else throws Error, and what is in force stays.
+  void take(PolicySet set);
   void load(PolicyLoader& loader);
   void reload();
   void say_once(const std::string& fault);

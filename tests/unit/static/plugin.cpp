@@ -488,15 +488,27 @@ TEST_CASE("a set that the host refuses is not taken, and what is in force stays"
   stage.add(1, {{"class", "vm"}});
   stage.host.refuse("replace_layers", ENOSPC, "the heap is full", sdk::Error::kNoRule, 0);
   stage.write("a.toml", policy("vms", kVm, kOther));
-  stage.settle();
+  stage.host.run_ready_fds();
+  stage.host.advance(1min);
   CHECK(stage.layer(1) == "10.0.0.0/8");
-  CHECK(stage.has_said(sdk::LogLevel::error, "tap1: policy vms: the heap is full"));
+  CHECK(stage.said(sdk::LogLevel::error) ==
+        "policies are not reloaded, the ones in force stay: tap1: policy vms: the heap is full; "
+        "tried again every 30 s\n");  // said once
+  CHECK(stage.host.count_calls("replace_layers") >= 2);
   stage.add(2, {{"class", "vm"}});
   CHECK(stage.layer(2) == "10.0.0.0/8");  // the set in force is the old one for all
   stage.host.allow("replace_layers");
-  stage.write("touch.toml", policy("x", "class = \"none\"", kTen));
-  stage.settle();
+  SUBCASE("by itself") {
+    stage.host.advance(30s);
+  }
+  SUBCASE("with the next change of any file") {
+    stage.write("touch.toml", policy("x", "class = \"none\"", kTen));
+    stage.host.run_ready_fds();
+    stage.host.advance(3s);
+  }
   CHECK(stage.layer(1) == "192.0.2.0/24");
+  CHECK(stage.layer(2) == "192.0.2.0/24");
+  CHECK(stage.host.timers().empty());
 }
 
 TEST_CASE("an attachment that goes during the change does not hold up the others") {
@@ -594,9 +606,13 @@ TEST_CASE("sets too large for one call are all or nothing too") {
   REQUIRE(stage.layer(3) == "192.0.2.0/24");
   stage.refuse_replace_layers_each(3);
   stage.write("a.toml", big);
-  stage.settle();
+  stage.host.run_ready_fds();
+  stage.host.advance(3s);
   CHECK(stage.has_said(sdk::LogLevel::error, "policies are not reloaded"));
   for (const std::uint64_t id : {1, 2, 3}) CHECK(stage.layer(id) == "192.0.2.0/24");
+  stage.refuse_replace_layers_each(0);
+  stage.settle();  // tried again
+  for (const std::uint64_t id : {1, 2, 3}) CHECK(stage.layer(id) == "150000 rules");
 }
 
 TEST_CASE("a TTL counts from the first load, over reloads and restarts") {
