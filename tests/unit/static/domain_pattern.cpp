@@ -64,6 +64,14 @@ TEST_CASE("what is no pattern is refused with the cure") {
            Row{"10.0.0.1", "write it under cidrs"},
            Row{"10.0.0.0/8", "write it under cidrs"},
            Row{"2001:db8::1", "write it under cidrs"},
+           Row{".10.0.0.1", "write it under cidrs"},
+           Row{"1.2.3", "write it under cidrs"},
+           Row{"*.example.7", "write it under cidrs"},
+           Row{"\xef\xbc\x91\xef\xbc\x90.0.0.1", "write it under cidrs"},  // full-width 10
+           Row{std::string("pypi.org\0.b\xc3\xbc"
+                           "cher.example",
+                           25),
+               "holds a NUL"},
            Row{"-a.org", "begins or ends with '-'"},
            Row{"a-.org", "begins or ends with '-'"},
            Row{"a b.org", "is in no domain name"},
