@@ -18,6 +18,7 @@
 #include "config/config.hpp"
 #include "config/duration.hpp"
 #include "config/toml_document.hpp"
+#include "names/rule_pattern.hpp"
 #include "static/domain_pattern.hpp"
 #include "static/policy_file.hpp"
 
@@ -43,6 +44,14 @@ void check_errors(const ConfigErrors& errors, std::size_t lines) {
     for (const char c : message)
       require(static_cast<unsigned char>(c) >= 0x20 && c != 0x7f, "a control character", message);
   }
+}
+
+// What the plugin takes, the host takes: else a sound file's policy would not come into force.
+void check_pattern(const std::string& pattern) {
+  const auto again = static_policy::normal_domain_pattern(pattern);
+  require(again && *again == pattern, "a pattern that is not normal", pattern);
+  require(dns::DomainPattern::parse(pattern).has_value(), "a pattern that the host refuses",
+          pattern);
 }
 
 std::size_t count_lines(std::string_view text) {
@@ -111,8 +120,10 @@ void policies(std::string_view text) {
       for (const auto& prefix : group.prefixes)
         require(prefix.check().has_value(), "a bad prefix", prefix.text());
       for (const auto& domain : group.domains) {
-        const auto again = static_policy::normal_domain_pattern(domain);
-        require(again && *again == domain, "a pattern that is not normal", domain);
+        check_pattern(domain);
+        const auto action = group.action == Action::allow ? sdk::Action::allow : sdk::Action::deny;
+        require(dns::rule_pattern({domain, action, group.public_suffix}).has_value(),
+                "a rule that the host refuses", domain);
       }
       for (const auto& ports : group.ports)
         require(ports.check().has_value(), "bad ports", ports.text());
@@ -144,10 +155,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         check_errors(list.error(), count_lines(text));
       break;
     case 4:
-      if (const auto pattern = static_policy::normal_domain_pattern(text)) {
-        const auto again = static_policy::normal_domain_pattern(*pattern);
-        require(again && *again == *pattern, "a pattern that is not normal", *pattern);
-      }
+      if (const auto pattern = static_policy::normal_domain_pattern(text)) check_pattern(*pattern);
       break;
     default:
       if (const auto duration = parse_duration(text))
