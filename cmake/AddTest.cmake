@@ -1,6 +1,6 @@
 # sluice_add_test(PATH LIBRARIES...): a doctest program from PATH.cpp, registered under its path ("unit/policy/compiler").
-# A test that needs root and a real kernel goes through sluice_add_system_test(), which runs tests/system by pytest. How long any
-# of them may take is said once, in CMakePresets.json: one that hangs has to end as a failure with its name.
+# A test that needs root and a real kernel goes through sluice_add_system_test(), which runs tests/system by pytest. One that
+# hangs ends as a failure with its name, after the time in CMakePresets.json where a test has none of its own.
 function(sluice_add_test path)
   string(REPLACE "/" "_" target "test_${path}")
   add_executable(${target} ${CMAKE_SOURCE_DIR}/tests/${path}.cpp)

@@ -6,8 +6,8 @@
 #   sudo ./tests/run.sh --asan | --tsan  the same under AddressSanitizer and UBSan, or ThreadSanitizer
 #   sudo ./tests/run.sh ... -- ARGS      ARGS go to ctest: -R system/guard
 #
-# Works from any folder and as often as one likes. Fails when a test fails, and also when one was skipped: a test that did not
-# run has shown nothing.
+# Works from any folder and as often as one likes. Fails when a test fails or takes longer than 15 minutes (--full: 2 hours), and
+# also when one was skipped: a test that did not run has shown nothing.
 set -euo pipefail
 umask 022  # plugins that others may write are refused
 

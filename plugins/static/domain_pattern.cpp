@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "config/errors.hpp"
+#include "names/domain_pattern.hpp"
 #include "policy/model.hpp"
 
 namespace sluice::static_policy {
@@ -18,13 +19,9 @@ bool is_ascii(std::string_view text) {
   return std::ranges::all_of(text, [](char c) { return static_cast<unsigned char>(c) < 0x80; });
 }
 
-bool is_digit(char c) {
-  return c >= '0' && c <= '9';
-}
-
 // The underscore is no host name's, but service names ("_sip.example.org") are looked up too.
 bool is_label_character(char c) {
-  return (c >= 'a' && c <= 'z') || is_digit(c) || c == '-' || c == '_';
+  return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-' || c == '_';
 }
 
 char lower(char c) {
@@ -61,16 +58,13 @@ Status check_label(std::string_view pattern, std::string_view label) {
   return {};
 }
 
-std::unexpected<Error> no_name_but_address(std::string_view pattern) {
-  return fail("{} is an address, not a name; write it under cidrs", in_quotes(pattern));
-}
-
 // What people write where a name is wanted, with the cure for each.
 Status check_kind(std::string_view pattern, std::string_view name) {
   if (name.empty())
     return fail("{} names no domain; to let everything pass use mode = \"denylist\"",
                 in_quotes(pattern));
-  if (Prefix::parse(name)) return no_name_but_address(pattern);
+  if (Prefix::parse(name))
+    return fail("{} is an address, not a name; write it under cidrs", in_quotes(pattern));
   if (name.find("://") != std::string_view::npos || name.find('/') != std::string_view::npos)
     return fail("{} is a URL or a path; write the name alone, such as \"example.org\"",
                 in_quotes(pattern));
@@ -111,15 +105,14 @@ Result<std::string> normal_domain_pattern(std::string_view text) {
     const auto dot = rest.find('.');
     if (auto label = check_label(text, rest.substr(0, dot)); !label)
       return std::unexpected(label.error());
-    if (dot == std::string_view::npos) {
-      // No top-level domain is a number, and readers of addresses take "1.2.3" for one. Also digits
-      // of other scripts, which are ASCII by now.
-      if (std::ranges::all_of(rest, is_digit)) return no_name_but_address(text);
-      break;
-    }
+    if (dot == std::string_view::npos) break;
     rest.remove_prefix(dot + 1);
   }
-  return std::string(front) + name;
+  std::string normal = std::string(front) + name;
+  // The host has the last word: what it would refuse later, with the whole policy, is refused here.
+  if (const auto pattern = dns::DomainPattern::parse(normal); !pattern)
+    return fail("{} {}", in_quotes(text), pattern.error());
+  return normal;
 }
 
 }  // namespace sluice::static_policy

@@ -132,8 +132,9 @@ void StaticPlugin::reload() {
     is_sound = true;
     take(*std::move(set));
   } catch (const sdk::Error& error) {
-    // The files will not get better by themselves; what the host lacks may come.
-    if (is_sound) set_timer(kSettled, kRetryInterval);
+    // The files will not get better by themselves; what the host lacks may come. A change that was
+    // seen meanwhile is sooner.
+    if (is_sound && !first_event_) set_timer(kSettled, kRetryInterval);
     say_once(fmt::format(
         "policies are not reloaded, the ones in force stay: {}{}", error.message(),
         is_sound ? fmt::format("; tried again every {} s", kRetryInterval.count()) : ""));

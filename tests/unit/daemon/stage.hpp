@@ -80,7 +80,7 @@ struct Stage {
   }
 
   // One life of a daemon: runs, calls `act` on the loop when it is ready, ends when `act` has asked
-  // for it. Returns the exit status. What does not come within a minute never will.
+  // for it. Returns the exit status.
   int live(const std::function<void(Daemon&)>& act) {
     auto daemon = Daemon::start(folder.config(), parts());
     if (!daemon) errors = daemon.error();
@@ -89,12 +89,16 @@ struct Stage {
       ready += 1;
       act(**daemon);
     });
+    return run(**daemon);
+  }
+  // What does not come within a minute never will.
+  static int run(Daemon& daemon) {
     bool waited_in_vain = false;
-    (*daemon)->loop().after(std::chrono::minutes(1), [&] {
+    daemon.loop().after(std::chrono::minutes(1), [&] {
       waited_in_vain = true;
-      (*daemon)->request_stop();
+      daemon.request_stop();
     });
-    const int status = (*daemon)->run();
+    const int status = daemon.run();
     CHECK_FALSE(waited_in_vain);
     return status;
   }

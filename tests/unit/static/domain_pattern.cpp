@@ -65,9 +65,9 @@ TEST_CASE("what is no pattern is refused with the cure") {
            Row{"10.0.0.0/8", "write it under cidrs"},
            Row{"2001:db8::1", "write it under cidrs"},
            Row{".10.0.0.1", "write it under cidrs"},
-           Row{"1.2.3", "write it under cidrs"},
-           Row{"*.example.7", "write it under cidrs"},
-           Row{"\xef\xbc\x91\xef\xbc\x90.0.0.1", "write it under cidrs"},  // full-width 10
+           Row{"1.2.3", "is an address, not a name"},
+           Row{"*.example.7", "is an address, not a name"},
+           Row{"\xef\xbc\x91\xef\xbc\x90.0.0.1", "is an address, not a name"},  // full-width 10
            Row{std::string("pypi.org\0.b\xc3\xbc"
                            "cher.example",
                            25),

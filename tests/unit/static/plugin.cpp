@@ -511,6 +511,26 @@ TEST_CASE("a set that the host refuses is not taken, and what is in force stays"
   CHECK(stage.host.timers().empty());
 }
 
+TEST_CASE("what was seen to change while a refused set was read is not left for the next try") {
+  Stage stage;
+  stage.write("a.toml", policy("vms", kVm, kTen));
+  stage.start();
+  stage.add(1, {{"class", "vm"}});
+  stage.host.refuse("replace_layers", ENOSPC, "the heap is full", sdk::Error::kNoRule, 0);
+  // A directory that was not watched so far: what changed there meanwhile may have been missed.
+  stage.folder.write("lists/good.txt", "192.0.2.0/24\n");
+  stage.write("a.toml",
+              "[[policy]]\nname = \"vms\"\nmatch = { class = \"vm\" }\n[[policy.allow]]\n"
+              "cidr_files = [\"../lists/good.txt\"]\n");
+  stage.host.run_ready_fds();
+  stage.host.advance(250ms);
+  REQUIRE(stage.host.count_calls("replace_layers") == 1);
+  CHECK(stage.layer(1) == "10.0.0.0/8");
+  stage.host.allow("replace_layers");
+  stage.host.advance(250ms);
+  CHECK(stage.layer(1) == "192.0.2.0/24");
+}
+
 TEST_CASE("an attachment that goes during the change does not hold up the others") {
   Stage stage;
   stage.write("a.toml", policy("vms", kVm, kTen));
